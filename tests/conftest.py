@@ -1,0 +1,37 @@
+"""What every test shares: a home of its own, no window for figures, and the real images where they are."""
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "agg"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session its own MEDSYNTH_HOME, or the one that MEDSYNTH_TEST_HOME names (to keep runs between sessions)."""
+    home = os.environ.get("MEDSYNTH_TEST_HOME")
+    if home is None:
+        folder = tempfile.TemporaryDirectory(prefix="medsynth-test-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        home = folder.name
+    os.environ["MEDSYNTH_HOME"] = home
+
+
+def pytest_report_header() -> list[str]:
+    """Say at the top of the report which home and which images the tests use."""
+    data = os.environ.get("MEDSYNTH_DATA")
+    images = f"{data}: tests on real images run" if data else "not set: tests on real images are skipped"
+    return [f"MEDSYNTH_HOME: {os.environ['MEDSYNTH_HOME']}", f"MEDSYNTH_DATA: {images}"]
+
+
+@pytest.fixture(scope="session")
+def brain_ms() -> Path:
+    """The folder of the multiple sclerosis images, or a skip that says what to set."""
+    data = os.environ.get("MEDSYNTH_DATA")
+    if not data:
+        pytest.skip("MEDSYNTH_DATA is not set: no real images")
+    folder = Path(data) / "brain_ms"
+    if not folder.is_dir():
+        pytest.skip(f"no folder brain_ms under MEDSYNTH_DATA ({data})")
+    return folder.absolute()

@@ -70,7 +70,7 @@ def grid(
         fig.text(0.01, 0.04 / total, caption, fontsize=7, va="bottom")
     return fig
 
-
+# %% ../nbs/05_show.ipynb #802b9a5f
 def curves(series: dict[str, list[float]], xlabel: str = "step", ylabel: str = "", log: bool = False) -> Picture:
     """Draw named series over their index, for losses and scores."""
     fig = Picture(figsize=(5, 2.4))

@@ -109,7 +109,8 @@ class Density:
     ):
         self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.sd = batch, steps, lr, sd
-        self.nets = {"vae": DensityVAE(tuple(n // POOL_PX for n in slices.size), latent, width), "D_z": code_critic(latent), "flow": Flow(latent),
+        self.nets = {"vae": DensityVAE(tuple(n // POOL_PX for n in slices.size), latent, width),
+                     "D_z": code_critic(latent), "flow": Flow(latent),
                      "G_m": UNet(1, 1, mask_width, norm="none")}
         self.optimisers = {n: torch.optim.Adam(net.to(fabric.device).parameters(), lr) for n, net in self.nets.items()}
 

@@ -187,7 +187,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'medsynth.nets.vae.Refiner.__init__': ('vae.html#refiner.__init__', 'medsynth/nets/vae.py'),
                                    'medsynth.nets.vae.Refiner.forward': ('vae.html#refiner.forward', 'medsynth/nets/vae.py'),
                                    'medsynth.nets.vae.code_critic': ('vae.html#code_critic', 'medsynth/nets/vae.py'),
-                                   'medsynth.nets.vae.fit_up': ('vae.html#fit_up', 'medsynth/nets/vae.py'),
                                    'medsynth.nets.vae.mlp': ('vae.html#mlp', 'medsynth/nets/vae.py')},
             'medsynth.nets.vgg': {'medsynth.nets.vgg.vgg11': ('vgg.html#vgg11', 'medsynth/nets/vgg.py')},
             'medsynth.show': { 'medsynth.show.Picture': ('show.html#picture', 'medsynth/show.py'),

@@ -57,9 +57,9 @@ CHUNK = 8
 @torch.no_grad()
 def draw_chunk(painter: Painter, seed: int, records: list[int]) -> dict[str, torch.Tensor]:
     """Draw records: z, s, m, fused, label, accepted (by Algorithm 4), x (B, k, H, W), score (D's, mean over modalities)."""
-    vae, refiner, device = painter.maps["vae"], painter.maps["refiner"], painter.labels.device
-    z = normal(seed, "z", records, (vae.latent,)).to(device)
-    s, m = draw_maps(painter.maps, z, normal(seed, "refiner", records, (refiner.noise, *vae.size)))
+    device = painter.labels.device
+    z = normal(seed, "z", records, (painter.maps["vae"].latent,)).to(device)
+    s, m = draw_maps(painter.maps, z, normal(seed, "refiner", records, (1, *painter.size)))
     label, accepted = choose_labels(painter.labels, m, seed, records)
     s = s * (1 - (label > 0).to(s))
     noise = uniform(seed, "z'", records, (1, *painter.size), Z_LOW, Z_HIGH).to(device)

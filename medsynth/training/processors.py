@@ -59,7 +59,7 @@ class Processor:
         width: int = 16,
         batch: int = 4,
         steps: int = 300,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         norm: str = "none",  # "instance" is the thesis's (D28, D29)
         loss: str = "cross-entropy",  # or "planes", eq. (22)
     ):

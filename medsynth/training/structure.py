@@ -21,6 +21,7 @@ from ..nets.critics import PatchCritic
 from ..nets.unet import UNet
 from ..nets.vae import DensityVAE, Flow, Refiner, code_critic
 from ..show import Picture, grid
+from ..structure.mask import fill_holes
 from ..structure.slices import Slices
 from .loop import descend, set_lr
 
@@ -158,18 +159,20 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     return numbers
 
 # %% ../../nbs/52_structure.ipynb #794c9537
-LINE_WEIGHTS = {"lines": 1.0, "adversarial": 0.3, "outside": 1.0, "agreement": 10.0}
+LINE_WEIGHTS = {"lines": 1.0, "adversarial": 0.2, "outside": 1.0, "agreement": 10.0}
 
 
 def drafts(
     vae: DensityVAE, flow: Flow, s: torch.Tensor, m: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return densities to refine (true of the first half, drawn for the second) and what D_s sees beside real lines."""
+    """Return densities to refine (first half blurred by the VAE, second half drawn), and those beside real lines."""
     n, true = len(s) // 2, coarse(s, m)
-    mean, logvar = vae.encode(true[n:])
-    f = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-    drawn = vae.decode(flow.inverse(torch.randn_like(mean))).clamp(0, 1)
-    return torch.cat([true[:n], drawn]), torch.cat([true[:n], vae.decode(f).clamp(0, 1)])
+    mean, logvar = vae.encode(true)
+    decoded = vae.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).clamp(0, 1)
+    share = torch.rand(n, 1, 1, 1).to(s)
+    blurred = share * true[:n] + (1 - share) * decoded[:n]
+    drawn = vae.decode(flow.inverse(torch.randn_like(mean[n:]))).clamp(0, 1)
+    return torch.cat([blurred, drawn]), torch.cat([blurred, decoded[n:]])
 
 
 def beside(s: torch.Tensor, density: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W)
@@ -201,15 +204,15 @@ class Lines:
         seed: int,
         needs: dict,  # "vae", "flow" and "G_m", trained
         fabric: Fabric,
-        batch: int = 16,
-        steps: int = 420,
-        width: int = 12,
+        batch: int = 8,
+        steps: int = 600,
+        width: int = 16,
         lr: float = 1e-3,
         n_moved: int = 24,
     ):
         self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.below = batch, steps, lr, needs
-        self.nets = {"refiner": Refiner(width).to(fabric.device), "D_s": PatchCritic(3, width).to(fabric.device)}
+        self.nets = {"refiner": Refiner(width).to(fabric.device), "D_s": PatchCritic(3).to(fabric.device)}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), lr, (0.5, 0.9)) for n, net in self.nets.items()}
 
     @cached_property
@@ -246,7 +249,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
         density, real_density = drafts(stage.below["vae"], stage.below["flow"], s, m)
         outside = F.interpolate(1 - density[:, 1:], s.shape[2:], mode="nearest")
     refiner = stage.nets["refiner"]
-    logits = refiner(density, torch.randn(len(s), refiner.noise, *density.shape[2:]).to(s))
+    logits = refiner(density, torch.randn(s.shape).to(s))
     g = logits.sigmoid()
     of_critic = critic_loss(stage.nets["D_s"](beside(s, real_density)), stage.nets["D_s"](beside(g.detach(), density)))
     descend(stage.fabric, stage.optimisers["D_s"], of_critic)
@@ -263,12 +266,12 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
 def draw_maps(
     nets: dict,  # "vae", "flow", "refiner", "G_m"
     z: torch.Tensor,  # (B, latent) ~ N(0, 1)
-    noise: torch.Tensor | None = None,  # (B, n, H/4, W/4) ~ N(0, 1); drawn from torch's generator when None
+    noise: torch.Tensor | None = None,  # (B, 1, H, W) ~ N(0, 1); drawn from torch's generator when None
 ) -> tuple[torch.Tensor, torch.Tensor]:  # s_g, m_g (B, 1, H, W) of 0 and 1
-    """Draw structure maps and their masks from N(0, 1); lines outside the predicted organ are dropped."""
+    """Draw structure maps and their masks from N(0, 1); holes of the organ are filled, lines outside it dropped."""
     density = nets["vae"].decode(nets["flow"].inverse(z)).clamp(0, 1)
-    refiner = nets["refiner"]
-    noise = torch.randn(len(z), refiner.noise, *density.shape[2:]) if noise is None else noise
-    s = (refiner(density, noise.to(z)).sigmoid() > refiner.threshold).to(z)
-    m = (nets["G_m"](s).sigmoid() > 0.5).to(z)
+    size = [POOL_PX * n for n in density.shape[2:]]
+    noise = torch.randn(len(z), 1, *size) if noise is None else noise
+    s = (nets["refiner"](density, noise.to(z)).sigmoid() > nets["refiner"].threshold).to(z)
+    m = fill_holes((nets["G_m"](s).sigmoid() > 0.5).to(z))
     return s * (1 - m), m

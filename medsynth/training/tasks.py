@@ -37,10 +37,10 @@ PROFILES = {
               "phantom": {"n_patients": 274, "n_test": 27, "n_slices": 50}},
 }
 STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
-    "smoke": {"processor": {"steps": 30, "width": 8}, "density": {"steps": 30, "width": 64, "latent": 8, "n_moved": 2},
-              "lines": {"steps": 20, "width": 4, "batch": 8, "n_moved": 2}, "translator": {"steps": 20, "width": 8},
+    "smoke": {"processor": {"steps": 100, "width": 8}, "density": {"steps": 30, "width": 64, "latent": 8, "n_moved": 2},
+              "lines": {"steps": 20, "width": 8, "n_moved": 2}, "translator": {"steps": 20, "width": 8},
               "pretraining": {"steps": 30, "width": 8}, "synthesis": {"steps": 20, "width": 8}},
-    "demo": {"processor": {"steps": 300}, "density": {"steps": 1500}, "lines": {"steps": 420}, "translator": {"steps": 250},
+    "demo": {"processor": {"steps": 600}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 250},
              "pretraining": {"steps": 250}, "synthesis": {"steps": 200}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},
             "translator": {"steps": 10000, "width": 32, "n_pairs": 12}, "pretraining": {"steps": 8000, "width": 32},

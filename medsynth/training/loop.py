@@ -107,8 +107,8 @@ def train(
                 numbers = stage.step(t)
             _check(numbers, t, run)
             log.write(json.dumps({"step": t} | {n: round(v, 6) for n, v in numbers.items()}) + "\n")
+            log.flush()
             if (t + 1) % checkpoint_every == 0 or t + 1 == steps:
-                log.flush()
                 save_checkpoint(last, t + 1, stage.nets, stage.optimisers)
                 write_json(clock, {"seconds": before + time.time() - began})
     stage.picture().savefig(run.path / "picture.png", dpi=90)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOL_PX', 'LINE_WEIGHTS', 'coarse', 'move_maps', 'reduce_maps', 'map_pool', 'draw_batch', 'code_terms', 'Density',
-           'density_grid', 'density_step', 'drafts', 'beside', 'line_terms', 'Lines', 'map_grid', 'line_step',
+           'density_grid', 'density_step', 'drafts', 'beside', 'turned', 'line_terms', 'Lines', 'map_grid', 'line_step',
            'draw_maps']
 
 # %% ../../nbs/52_structure.ipynb #00f2d781
@@ -159,7 +159,7 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     return numbers
 
 # %% ../../nbs/52_structure.ipynb #794c9537
-LINE_WEIGHTS = {"lines": 1.0, "adversarial": 0.2, "outside": 1.0, "agreement": 10.0}
+LINE_WEIGHTS = {"lines": 1.0, "adversarial": 0.15, "outside": 1.0, "agreement": 10.0}
 
 
 def drafts(
@@ -180,21 +180,29 @@ def beside(s: torch.Tensor, density: torch.Tensor) -> torch.Tensor:  # (B, 3, H,
     return torch.cat([s, F.interpolate(density, s.shape[2:], mode="nearest")], 1)
 
 
+def turned(x: torch.Tensor, view: list[int]) -> torch.Tensor:
+    """Shift a batch by up to seven cells and flip it, as the four numbers of a view say, before D_s looks at it."""
+    x = torch.roll(x, view[:2], (2, 3))
+    axes = [a for a, flip in zip((2, 3), view[2:], strict=True) if flip > 3]
+    return x.flip(axes) if axes else x
+
+# %% ../../nbs/52_structure.ipynb #d7ae6129
 def line_terms(
     critic: PatchCritic,  # D_s
     s: torch.Tensor,  # (B, 1, H, W) true lines, of the first half of the batch
     logits: torch.Tensor,  # (B, 1, H, W) refined
     density: torch.Tensor,  # (B, 2, H/4, W/4) drafts
     m: torch.Tensor,  # (B, 1, H, W), 1 = background by the draft
+    view: list[int],  # how D_s looks
 ) -> dict[str, torch.Tensor]:
     """Compute the refiner's losses: lines (7), adversarial and outside (11), agreement with the draft."""
     n, g = len(s) // 2, logits.sigmoid()
     off = F.avg_pool2d(F.avg_pool2d(g, POOL_PX) - density[:, :1], 2, ceil_mode=True)
     return {"lines": F.binary_cross_entropy_with_logits(logits[:n], s[:n]),
-            "adversarial": adversary_loss(critic(beside(g, density))),
+            "adversarial": adversary_loss(critic(turned(beside(g, density), view))),
             "outside": outside_loss(g, m), "agreement": off.square().mean()}
 
-# %% ../../nbs/52_structure.ipynb #d7ae6129
+# %% ../../nbs/52_structure.ipynb #56bef3d8
 class Lines:
     """A stage: the refiner and D_s, on densities of the frozen VAE."""
 
@@ -228,7 +236,7 @@ class Lines:
         """Draw maps from N(0, 1) under real ones."""
         return map_grid(self)
 
-# %% ../../nbs/52_structure.ipynb #56bef3d8
+# %% ../../nbs/52_structure.ipynb #f7602d75
 @torch.no_grad()
 def map_grid(stage: Lines) -> Picture:
     """Draw maps from N(0, 1) under real ones, the background grey."""
@@ -239,7 +247,7 @@ def map_grid(stage: Lines) -> Picture:
     rows = [[(a + 0.35 * b)[0].cpu().clamp(0, 1) for a, b in zip(*maps, strict=True)] for maps in ((s, m), *made)]
     return grid(rows, names=["real", "from N(0, 1)", "from N(0, 1)"])
 
-# %% ../../nbs/52_structure.ipynb #f7602d75
+# %% ../../nbs/52_structure.ipynb #2d20dd94
 def line_step(stage: Lines, t: int) -> dict[str, float]:
     """Train D_s (10), then the refiner (7), (11); the adversary joins after a seventh of the steps."""
     for n, optimiser in stage.optimisers.items():
@@ -251,9 +259,11 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     refiner = stage.nets["refiner"]
     logits = refiner(density, torch.randn(s.shape).to(s))
     g = logits.sigmoid()
-    of_critic = critic_loss(stage.nets["D_s"](beside(s, real_density)), stage.nets["D_s"](beside(g.detach(), density)))
+    view = torch.randint(8, (4,)).tolist()
+    d_real, d_fake = (stage.nets["D_s"](turned(beside(*pair), view)) for pair in ((s, real_density), (g.detach(), density)))
+    of_critic = critic_loss(d_real, d_fake)
     descend(stage.fabric, stage.optimisers["D_s"], of_critic)
-    terms = line_terms(stage.nets["D_s"], s, logits, density, outside * (outside > 0.5))
+    terms = line_terms(stage.nets["D_s"], s, logits, density, outside * (outside > 0.5), view)
     weights = LINE_WEIGHTS | {"adversarial": LINE_WEIGHTS["adversarial"] * min(1.0, max(0.0, 7 * t / stage.steps - 1))}
     descend(stage.fabric, stage.optimisers["refiner"], sum(weights[n] * v for n, v in terms.items()))
     with torch.no_grad():
@@ -261,7 +271,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
         refiner.threshold.lerp_(wanted, 0.05)
     return {n: v.item() for n, v in terms.items()} | {"D_s": of_critic.item(), "threshold": refiner.threshold.item()}
 
-# %% ../../nbs/52_structure.ipynb #2d20dd94
+# %% ../../nbs/52_structure.ipynb #d54de775
 @torch.no_grad()
 def draw_maps(
     nets: dict,  # "vae", "flow", "refiner", "G_m"

@@ -145,6 +145,7 @@ class Synthesis:
         steps: int = 200,  # of the whole stage, for the ramp of (16)
         n_pairs: int = 4,
         lr: float = 2e-4,
+        critic_lr: float = 1e-3,  # of D, whose spectral norm keeps its steps small
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
         **weights: float,  # changes to WEIGHTS
@@ -155,7 +156,8 @@ class Synthesis:
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         critic = Critic(1, width, two_heads=True, norm=critic_norm).to(fabric.device)
         self.nets = {"generator": needs["generator"], "critic": critic}
-        self.optimisers = {n: torch.optim.Adam(net.parameters(), lr, (0.5, 0.999)) for n, net in self.nets.items()}
+        rates = {"generator": lr, "critic": critic_lr}
+        self.optimisers = {n: torch.optim.Adam(net.parameters(), rates[n], (0.5, 0.999)) for n, net in self.nets.items()}
         self.real_contrast = lesion_contrast(self.data.x, self.data.l, self.data.m)
 
     def step(self, t: int) -> dict[str, float]:

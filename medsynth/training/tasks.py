@@ -37,11 +37,11 @@ PROFILES = {
               "phantom": {"n_patients": 274, "n_test": 27, "n_slices": 50}},
 }
 STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
-    "smoke": {"processor": {"steps": 100, "width": 8}, "density": {"steps": 30, "width": 64, "latent": 8, "n_moved": 2},
-              "lines": {"steps": 20, "width": 8, "n_moved": 2}, "translator": {"steps": 20, "width": 8},
-              "pretraining": {"steps": 30, "width": 8}, "synthesis": {"steps": 20, "width": 8}},
-    "demo": {"processor": {"steps": 600}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 250},
-             "pretraining": {"steps": 250}, "synthesis": {"steps": 200}},
+    "smoke": {"processor": {"steps": 80, "width": 8}, "density": {"steps": 300, "width": 64, "latent": 8, "n_moved": 4},
+              "lines": {"steps": 80, "width": 8, "n_moved": 4}, "translator": {"steps": 30, "width": 8},
+              "pretraining": {"steps": 100, "width": 8}, "synthesis": {"steps": 30, "width": 8}},
+    "demo": {"processor": {"steps": 1000}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 400},
+             "pretraining": {"steps": 500}, "synthesis": {"steps": 250}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},
             "translator": {"steps": 10000, "width": 32, "n_pairs": 12}, "pretraining": {"steps": 8000, "width": 32},
             "synthesis": {"steps": 10000, "width": 32, "n_pairs": 12}},
@@ -52,7 +52,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
               "synthesis": {"steps": 600000, "width": 64, "lr": 1e-5, "n_pairs": 12}},
 }
 SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-run; other sizes are scaled from them
-    "processor": 0.12, "density": 0.06, "lines": 0.6, "translator": 0.7, "pretraining": 0.35, "synthesis": 1.3}
+    "processor": 0.043, "density": 0.025, "lines": 0.15, "translator": 0.4, "pretraining": 0.13, "synthesis": 0.73}
 
 # %% ../../nbs/55_tasks.ipynb #dc6433de
 STAGES = {"processor": Processor, "density": Density, "lines": Lines, "translator": Translator,

@@ -1,0 +1,143 @@
+"""The commands as a user types them, in processes of their own: results, exit codes, what is said, nothing half-written."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from medsynth.core.paths import home
+from medsynth.evaluation.catalogue import ARTEFACTS
+
+MEDSYNTH = Path(sys.executable).parent / "medsynth"
+
+
+def typed(*words: object, **env: str) -> subprocess.CompletedProcess:
+    """Run `medsynth WORDS`."""
+    return subprocess.run([MEDSYNTH, *map(str, words)], capture_output=True, text=True, env=os.environ | env, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def reproduced() -> subprocess.CompletedProcess:
+    """`medsynth reproduce` at smoke on the phantom, in the session's home."""
+    return typed("reproduce")
+
+
+def test_reproduce_makes_every_artefact(reproduced: subprocess.CompletedProcess) -> None:
+    """Every experiment ran by papermill without an exception, and wrote its file and a complete provenance."""
+    assert reproduced.returncode == 0, reproduced.stderr
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    assert str(folder) in reproduced.stdout.splitlines()[-1]
+    for name in ARTEFACTS:
+        facts = json.loads((folder / f"{name}.json").read_text())
+        assert facts["phantom"] and facts["profile"] == "smoke" and len(facts["data_hash"]) == 12
+        assert {"seed", "minutes", "runs", "recipe", "environment", "size"} <= facts.keys()
+        assert (folder / f"{name}.png").exists() or (folder / f"{name}.csv").exists()
+        executed = nbformat.read(home() / "notebooks" / "phantom" / "smoke" / f"{name}.ipynb", 4)
+        assert executed.metadata.papermill.exception is None and executed.metadata.papermill.end_time
+
+
+def test_table_4_holds_ours_and_the_published(reproduced: subprocess.CompletedProcess) -> None:
+    """Four modalities and their mean, on real and synthetic; three texts, marked quoted."""
+    with (home() / "artefacts" / "phantom" / "smoke" / "table_4.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert len([r for r in rows if r["source"] == "ours"]) == 10
+    quoted = [r for r in rows if "quoted" in r["source"]]
+    assert len(quoted) == 6 and {r["dice_lesion"] for r in quoted} == {"0.915", "0.838"}
+    assert all(0 <= float(r["dice_lesion"]) <= 1 and float(r["mse"]) > 0 for r in rows)
+
+
+def test_a_second_call_makes_nothing_anew(reproduced: subprocess.CompletedProcess) -> None:
+    """Everything is current."""
+    again = typed("reproduce")
+    assert again.returncode == 0 and again.stdout.count("current") == len(ARTEFACTS) and "training" not in again.stdout.split("do\n")[1]
+
+
+def test_dry_run_trains_nothing(tmp_path: Path) -> None:
+    """It prints runs, steps and minutes, and makes no run."""
+    said = typed("reproduce", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
+    assert said.returncode == 0 and "synthesis" in said.stdout and "minutes" in said.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_synthesise_twice(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
+    """A data set is written, then completed, with a picture of it."""
+    out = tmp_path / "cases"
+    first, second = (typed("synthesise", "brain", "--n", n, "--out", out) for n in (2, 5))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "3 cases written, 2 kept" in second.stdout and (out / "contact_sheet.png").exists()
+    assert len(list(out.glob("case_*.npz"))) == 5
+
+
+def test_runs_are_listed_and_shown(reproduced: subprocess.CompletedProcess) -> None:
+    """By the start of an id; an id that fits several says so."""
+    listed = typed("runs")
+    assert listed.returncode == 0 and listed.stdout.count("brain-phantom") >= 9
+    shown = typed("runs", "show", "brain-phantom-synthesis")
+    assert shown.returncode == 0 and Path(shown.stdout.split("losses: ")[1].splitlines()[0]).exists()
+    assert typed("runs", "show", "brain-phantom-processor").returncode == 2
+
+
+def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
+    """Picture and provenance go together."""
+    said = typed("publish", "fig_16", "--figures", tmp_path)
+    assert said.returncode == 0
+    assert sorted(p.name for p in (tmp_path / "phantom").iterdir()) == ["fig_16.json", "fig_16.png"]
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train", "runs", "synthesise", "publish"])
+def test_help_teaches(command: str) -> None:
+    """Each command's help ends with an example."""
+    said = typed(command, "--help")
+    assert said.returncode == 0 and f"Example: medsynth {command}" in " ".join(said.stdout.split())
+
+
+BAD_REQUESTS = [
+    (["reproduce", "--profile", "huge"], "one of smoke, demo"), (["reproduce", "--data", "brats"], "one of phantom, brain_ms"),
+    (["reproduce", "fig_99"], "one of fig_06"), (["reproduce", "--data", "brain_ms=absent"], "a folder"),
+    (["train", "brain", "paint"], "one of processor"), (["train", "brain", "--set", "lr"], "NAME=VALUE"),
+    (["train", "heart"], "one of brain"), (["synthesise", "brain", "--n", "0", "--out", "x"], "above 0"),
+    (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD_REQUESTS, ids=[" ".join(w) for w, _ in BAD_REQUESTS])
+def test_bad_requests_end_with_exit_2(words: list[str], says: str, tmp_path: Path) -> None:
+    """One paragraph, no traceback, nothing half-written; --debug shows the traceback."""
+    said = typed(*words, MEDSYNTH_HOME=str(tmp_path))
+    assert said.returncode == 2 and says in said.stderr and "Traceback" not in said.stderr, said.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "artefacts").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    """For one of them."""
+    said = typed("reproduce", "--profile", "huge", "--debug", MEDSYNTH_HOME=str(tmp_path))
+    assert said.returncode == 2 and "Traceback" in said.stderr
+
+
+def test_an_empty_folder_is_a_bad_request(tmp_path: Path) -> None:
+    """And leaves nothing behind."""
+    (tmp_path / "data").mkdir()
+    said = typed("reproduce", "--data", f"brain_ms={tmp_path / 'data'}", MEDSYNTH_HOME=str(tmp_path / "home"))
+    assert said.returncode == 2 and "patient01" in said.stderr and not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+@pytest.mark.real_data
+def test_real_brain_mri_at_smoke(brain_ms: Path, tmp_path: Path) -> None:
+    """From the folder as it comes to figures; a spoilt copy goes on without its bad patient, and --strict stops."""
+    shutil.copytree(brain_ms, tmp_path / "data")
+    spoilt = next((tmp_path / "data" / "patient07").glob("T2_*"))
+    data = f"brain_ms={tmp_path / 'data'}"
+    good = typed("reproduce", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
+    assert good.returncode == 0, good.stderr
+    facts = json.loads((tmp_path / "home" / "artefacts" / "brain_ms" / "smoke" / "fig_06.json").read_text())
+    assert facts["shows_real_images"] and not facts["phantom"] and not facts["records_set_aside"]
+    spoilt.write_bytes(spoilt.read_bytes()[:5000])
+    worse = typed("reproduce", "fig_06", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
+    assert worse.returncode == 0 and "patient07" in worse.stderr and "set aside" in worse.stderr, worse.stderr
+    strict = typed("reproduce", "fig_06", "--data", data, "--strict", MEDSYNTH_HOME=str(tmp_path / "home"))
+    assert strict.returncode == 2 and "patient07" in strict.stderr and "Traceback" not in strict.stderr

@@ -1,0 +1,88 @@
+"""Layer nets: shapes, the condition (D20), the start (D26), critics that see contrast (D27)."""
+import pytest
+import torch
+
+from medsynth.nets.blocks import ConditionalInstanceNorm, ConvBlock, feature_rank, initialise
+from medsynth.nets.critics import Critic
+from medsynth.nets.unet import UNet, decode, decode_all, encode
+from medsynth.nets.vae import DensityVAE, Flow, Refiner
+from medsynth.nets.vgg import vgg11
+
+
+@pytest.mark.parametrize("size", [(8, 8), (48, 40), (24, 56)])
+def test_any_size_divisible_by_8(size: tuple[int, int]) -> None:
+    """U-net and critic take any such size; the critic's map is an eighth of it."""
+    x = torch.rand(2, 1, *size)
+    assert UNet(1, 3, 4)(x).shape == (2, 3, *size)
+    d, c = Critic(1, 4, two_heads=True)(x)
+    assert d.shape == c.shape == (2, 1, size[0] // 8, size[1] // 8)
+    assert vgg11(1, 4, n_poolings=2)[0](x).shape == (2, 32, size[0] // 4, size[1] // 4)
+
+
+def test_decoding_all_equals_decoding_each() -> None:
+    """One batched call equals k calls, in both wirings."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 2, 16, 24)
+    for wiring in ("norm", "planes"):
+        net = UNet(2, 1, 4, 3, condition=wiring)
+        every = decode_all(net, encode(net, x), 3)
+        for i in range(3):
+            one = decode(net, encode(net, x), torch.full((2,), i))
+            assert torch.allclose(every[:, i : i + 1], one, atol=1e-5)
+
+
+def difference(wiring: str) -> float:
+    """How much the interior of the output changes with the condition, at the same features."""
+    torch.manual_seed(0)
+    net = UNet(1, 1, 8, 2, condition=wiring)
+    if wiring == "norm":
+        torch.nn.init.normal_(net.bottleneck.norm.shift)
+    out = decode_all(net, encode(net, torch.rand(1, 1, 96, 96)), 2)[0, :, 40:56, 40:56]
+    return float((out[0] - out[1]).abs().mean())
+
+
+def test_instance_norm_cancels_constant_planes() -> None:
+    """D20: far from the border the thesis's wiring hardly tells two modalities apart; ours does."""
+    assert difference("norm") > 10 * difference("planes")
+
+
+def test_conditional_norm_by_hand() -> None:
+    """A channel of 0 and 2 is normalised to -1 and 1, then scaled by 3 and shifted by 5 for condition 1."""
+    norm = ConditionalInstanceNorm(1, 2)
+    norm.scale.data[1], norm.shift.data[1] = 3, 5
+    x = torch.tensor([0.0, 2.0]).view(1, 1, 1, 2)
+    assert torch.allclose(norm(x, torch.tensor([1])).flatten(), torch.tensor([2.0, 8.0]), atol=1e-4)
+    assert torch.allclose(norm(x, torch.tensor([0])).flatten(), torch.tensor([-1.0, 1.0]), atol=1e-4)
+
+
+def test_blur_start_has_rank_one() -> None:
+    """D26: all channels of a blur-started U-net are one channel."""
+    ranks = {}
+    for how in ("kaiming", "blur"):
+        torch.manual_seed(0)
+        net = UNet(1, 1, 8, init=how)
+        ranks[how] = feature_rank(encode(net, torch.rand(2, 1, 32, 32))[2])
+    assert ranks["blur"] < 1.1 and ranks["kaiming"] > 5, ranks
+
+
+def test_unknown_variants_are_refused() -> None:
+    """With the names that exist."""
+    with pytest.raises(ValueError, match="planes"):
+        UNet(1, 1, 4, 2, condition="none")
+    with pytest.raises(ValueError, match="spectral"):
+        ConvBlock(1, 1, norm="batch")
+    with pytest.raises(ValueError, match="kaiming"):
+        initialise(UNet(1, 1, 4), "zeros")
+
+
+def test_the_flow_is_invertible_and_the_refiner_fits_the_vae() -> None:
+    """Codes come back; lines have four times the density's size."""
+    torch.manual_seed(0)
+    flow, vae, refiner = Flow(6), DensityVAE((6, 5), 6, 16), Refiner(4)
+    for net in flow.nets:
+        torch.nn.init.normal_(net[-1].weight, 0, 0.2)
+    z = torch.randn(4, 6)
+    assert torch.allclose(flow(flow.inverse(z))[0], z, atol=1e-4)
+    assert refiner(vae.decode(z), torch.randn(4, 1, 24, 20)).shape == (4, 1, 24, 20)
+    with pytest.raises(RuntimeError):
+        UNet(1, 1, 4)(torch.rand(1, 1, 20, 20))

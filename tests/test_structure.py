@@ -1,0 +1,111 @@
+"""Layer structure: parity with scipy, the variants of Algorithm 1, Algorithm 4, noise fusion."""
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from medsynth.data.batches import parse_data
+from medsynth.structure import edges, fusion, lesions, mask, slices
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    """Two smooth random images."""
+    noise = np.random.default_rng(0).random((2, 40, 32))
+    return torch.tensor(ndimage.gaussian_filter(noise, (0, 2, 2)), dtype=torch.float32)[:, None]
+
+
+def test_sobel_equals_scipy(image: torch.Tensor) -> None:
+    """Signed, both axes, borders replicated."""
+    vertical, horizontal = edges.sobel(image)
+    for i in range(2):
+        x = image[i, 0].numpy()
+        assert np.allclose(vertical[i, 0], ndimage.sobel(x, 0, mode="nearest"), atol=1e-5)
+        assert np.allclose(horizontal[i, 0], ndimage.sobel(x, 1, mode="nearest"), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [("3x3", 3), ("flattened", 9)])
+def test_blur_equals_scipy(image: torch.Tensor, kernel: str, size: int) -> None:
+    """The true kernel, and the public code's flattened one as row and column filter (D2)."""
+    taps = edges.gaussian_taps(0.4).numpy()
+    taps = np.outer(taps, taps).ravel() if kernel == "flattened" else taps
+    assert len(taps) == size
+    expected = ndimage.correlate1d(ndimage.correlate1d(image[0, 0].numpy(), taps, 0, mode="nearest"), taps, 1, mode="nearest")
+    assert np.allclose(edges.blur(image, 0.4, kernel)[0, 0], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="kernel"):
+        edges.blur(image, 0.4, "5x5")
+
+
+def test_the_literal_line_makes_the_second_blur_useless(image: torch.Tensor) -> None:
+    """D1: thresholding the sum, the second blur's width changes nothing; thresholding the blurred map, it does."""
+    m = torch.zeros_like(image)
+    def of(on: str, sigma2: float) -> torch.Tensor:
+        return edges.structure_map(image, m, 0.05, 0.05, 0.4, sigma2, 1, threshold_on=on)
+
+    assert torch.equal(of("sum", 0.3), of("sum", 0.9)) and not torch.equal(of("blurred", 0.3), of("blurred", 0.9))
+
+
+def test_gamma_and_mask_confine_lines(image: torch.Tensor) -> None:
+    """D4: either no line where m = 1, or none where x <= gamma."""
+    m = (image > image.median()).float()
+    kept = edges.structure_map(image, m, 0.05, 0.05, 0.4, 0.3)
+    assert (kept * m).sum() == 0 and kept.sum() > 0
+    gamma = float(image.median())
+    assert (edges.structure_map(image, m, 0.05, 0.05, 0.4, 0.3, gamma=gamma) * (image <= gamma)).sum() == 0
+
+
+def test_fill_holes_equals_scipy() -> None:
+    """On random masks."""
+    m = (torch.rand(6, 1, 20, 24, generator=torch.Generator().manual_seed(1)) > 0.6).float()
+    filled = mask.fill_holes(m)
+    for a, b in zip(m, filled, strict=True):
+        assert np.array_equal(1 - b[0].numpy(), ndimage.binary_fill_holes(1 - a[0].numpy()).astype(np.float32))
+
+
+def test_fusion_by_hand() -> None:
+    """Line 1, organ z', background 0 (eq. 12)."""
+    s, m, z = (torch.tensor(v).view(1, 1, 1, 3) for v in ([1.0, 0, 0], [0.0, 0, 1], [0.52, 0.57, 0.58]))
+    assert torch.allclose(fusion.fuse_noise(s, m, z).flatten(), torch.tensor([1.0, 0.57, 0.0]))
+
+
+def test_algorithm_4_keeps_lesions_in_the_organ() -> None:
+    """Accepted labels lie inside untouched; what is not accepted is cut, and said."""
+    labels = torch.zeros(1, 40, 40)
+    labels[0, 16:24, 16:24] = 1
+    m = torch.ones(8, 1, 40, 40)
+    m[:4, :, 4:36, 4:36] = 0
+    m[4:, :, 18:20, 18:20] = 0
+    chosen, accepted = lesions.choose_labels(labels, m, 0, list(range(8)))
+    assert ((chosen > 0) * m).sum() == 0
+    assert accepted[:4].all() and not accepted[4:].any() and (chosen[:4] > 0).flatten(1).sum(1).min() > 20
+
+
+def test_augmented_labels_keep_their_classes() -> None:
+    """Nearest neighbour: no class in between appears."""
+    label = torch.zeros(1, 1, 48, 40)
+    label[0, 0, 20:26, 15:25] = 4
+    for i in range(20):
+        matrix = lesions.draw_augmentation(torch.Generator().manual_seed(i), (48, 40))
+        assert set(lesions.warp(label, matrix[None]).unique().tolist()) <= {0.0, 4.0}
+
+
+def test_prepared_slices_are_cached_and_split_by_patient() -> None:
+    """The second call reads the same bits; no patient is on both sides (D12); the label set holds no test patient (D35)."""
+    small = {"n_patients": 3, "n_test": 1, "n_slices": 4}
+    a = slices.prepare(parse_data("phantom"), (48, 40), 2, small)
+    b = slices.prepare(parse_data("phantom"), (48, 40), 2, small)
+    assert a.hash == b.hash and all(torch.equal(v, b.tensors[n]) for n, v in a.tensors.items())
+    train, test = a.side("train"), a.side("test")
+    assert set(train.patient.tolist()).isdisjoint(test.patient.tolist()) and len(train.x) + len(test.x) == 12
+    assert len(a.labels) == int((train.l > 0).flatten(1).any(1).sum())
+    assert slices.prepare(parse_data("phantom"), (48, 40), 2, small | {"seed": 1}).hash != a.hash
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_the_same_map_on_a_gpu(image: torch.Tensor) -> None:
+    """Algorithm 1 on a GPU equals the CPU's, but for ties of rounding."""
+    m = torch.zeros_like(image)
+    here = edges.structure_map(image, m, 0.05, 0.05, 0.4, 0.3)
+    there = edges.structure_map(image.cuda(), m.cuda(), 0.05, 0.05, 0.4, 0.3).cpu()
+    assert (here == there).float().mean() > 0.999

@@ -82,3 +82,10 @@ def test_real_pixels_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert artefacts.publish("brain_ms", "demo", tmp_path / "figures")[0]
     with pytest.raises(paths.BadRequest, match="fig_9"):
         artefacts.publish("brain_ms", "demo", tmp_path / "figures", ["fig_9"])
+
+
+def test_code_hash_follows_relative_imports() -> None:
+    """A stage's hash covers what its imports import; drawing and writing files do not count."""
+    used = runs.modules_used("from medsynth.training.processors import Processor")
+    assert {"medsynth.nets.blocks", "medsynth.losses.lesion", "medsynth.structure.edges", "medsynth.core.random"} <= used
+    assert not used & runs.NEUTRAL and "medsynth.training.translator" not in used

@@ -98,7 +98,8 @@ def test_a_diverging_run_stops_and_says_what_to_try(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"task": "heart"}, "brain"), ({"stage": "paint"}, "synthesis"), ({"recipe": "best"}, "mended"), ({"profile": "huge"}, "demo")])
+    ({"task": "heart"}, "brain"), ({"stage": "paint"}, "synthesis"), ({"recipe": "best"}, "mended"),
+    ({"profile": "huge"}, "demo")])
 def test_requests_that_make_no_sense(change: dict, says: str) -> None:
     """They name what there is."""
     words = {"task": "brain", "stage": "synthesis", "recipe": "mended", "profile": "smoke"} | change

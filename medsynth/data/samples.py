@@ -107,6 +107,8 @@ def min_max(
 ) -> np.ndarray:  # float32 in [0, 1]
     """Scale a volume to [0, 1] by its own range, method.md's 'min-max per volume and modality'."""
     values = volume if inside is None else volume[inside]
+    if not values.size:
+        return np.zeros(volume.shape, np.float32)  # nothing inside: constant, as the checks will say
     low, high = float(values.min()), float(np.percentile(values, percentile))
     if not np.isfinite([low, high]).all() or low == high:
         return volume.astype(np.float32)  # left as it is, so that the checks can name it

@@ -82,4 +82,4 @@ def feature_rank(features: torch.Tensor) -> float:  # from 1 to C
     flat = features.movedim(1, 0).flatten(1)
     values = torch.linalg.svdvals(flat.double())
     share = values / values.sum()
-    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()).detach())

@@ -136,7 +136,7 @@ def _flatten(nets: dict, optimisers: dict) -> dict[str, torch.Tensor]:
 def save_checkpoint(path: Path, step: int, nets: dict, optimisers: dict) -> Path:
     """Write networks, optimisers and step as one safetensors file, atomically."""
     tensors = {k: v.clone() for k, v in _flatten(nets, optimisers).items()}
-    return write_bytes(path, save(tensors, metadata={"step": str(step), "format": "medsynth-1"}))
+    return write_bytes(path, save(tensors, metadata={"about": json.dumps({"format": "medsynth-1", "step": step})}))
 
 # %% ../../nbs/02_runs.ipynb #0683b6bc
 def _strip(tensors: dict, prefix: str) -> dict:
@@ -148,7 +148,7 @@ def load_checkpoint(path: Path, nets: dict, optimisers: dict | None = None) -> i
     """Fill networks (and optimisers) from a checkpoint; BadRequest names the file when it does not fit them."""
     try:
         with safe_open(path, framework="pt") as f:
-            step = int(f.metadata()["step"])
+            step = json.loads(f.metadata()["about"])["step"]
             tensors = {k: f.get_tensor(k) for k in f.keys()}
         for n, net in nets.items():
             net.load_state_dict(_strip(tensors, f"net/{n}/"))

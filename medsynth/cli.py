@@ -160,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     made = {}
     for name, (run, text, example) in COMMANDS.items():
         made[name] = p = commands.add_parser(name, help=text, description=run.__doc__, epilog=f"Example: {example}")
-        p.set_defaults(run=run)
+        p.set_defaults(do=run)
         p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_options(made)
     return top
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:  # exit code
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
         home()
-        return args.run(args)
+        return args.do(args)
     except (BadRequest, Diverged, OSError) as e:
         if args.debug:
             traceback.print_exc()

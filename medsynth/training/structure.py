@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOL_PX', 'LINE_WEIGHTS', 'coarse', 'move_maps', 'reduce_maps', 'map_pool', 'draw_batch', 'code_terms', 'Density',
-           'density_grid', 'density_step', 'drafts', 'beside', 'turned', 'line_terms', 'Lines', 'map_grid', 'line_step',
+           'density_grid', 'density_step', 'drafts', 'beside', 'line_terms', 'Lines', 'map_grid', 'line_step',
            'draw_maps']
 
 # %% ../../nbs/52_structure.ipynb #00f2d781
@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from ..core.random import key
 from ..losses.adversarial import adversary_loss, code_kl_loss, critic_loss, flow_loss
 from ..losses.reconstruction import outside_loss, squared_error
-from ..nets.critics import PatchCritic
+from ..nets.critics import PatchCritic, draw_view, turned
 from ..nets.unet import UNet
 from ..nets.vae import DensityVAE, Flow, Refiner, code_critic
 from ..show import Picture, grid
@@ -179,13 +179,6 @@ def beside(s: torch.Tensor, density: torch.Tensor) -> torch.Tensor:  # (B, 3, H,
     """Stack lines and their density, enlarged, for D_s."""
     return torch.cat([s, F.interpolate(density, s.shape[2:], mode="nearest")], 1)
 
-
-def turned(x: torch.Tensor, view: list[int]) -> torch.Tensor:
-    """Shift a batch by up to seven cells and flip it, as the four numbers of a view say, before D_s looks at it."""
-    x = torch.roll(x, view[:2], (2, 3))
-    axes = [a for a, flip in zip((2, 3), view[2:], strict=True) if flip > 3]
-    return x.flip(axes) if axes else x
-
 # %% ../../nbs/52_structure.ipynb #d7ae6129
 def line_terms(
     critic: PatchCritic,  # D_s
@@ -259,7 +252,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     refiner = stage.nets["refiner"]
     logits = refiner(density, torch.randn(s.shape).to(s))
     g = logits.sigmoid()
-    view = torch.randint(8, (4,)).tolist()
+    view = draw_view()
     d_real, d_fake = (stage.nets["D_s"](turned(beside(*pair), view)) for pair in ((s, real_density), (g.detach(), density)))
     of_critic = critic_loss(d_real, d_fake)
     descend(stage.fabric, stage.optimisers["D_s"], of_critic)

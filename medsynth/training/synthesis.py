@@ -15,7 +15,7 @@ from ..core.random import key
 from ..losses.adversarial import adversary_loss, critic_loss, modality_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import pretraining_loss, ramp, registration_loss
-from ..nets.critics import Critic
+from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet, decode_all, encode
 from ..show import Picture, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW, fuse_noise
@@ -98,19 +98,20 @@ def painted_grid(stage: Pretraining) -> Picture:
                 [*stage.data.modalities, *(f"{n} painted" for n in stage.data.modalities)])
 
 # %% ../../nbs/54_synthesis.ipynb #711abb92
-WEIGHTS = {  # method.md's figures for the brain where the public code has them; contrast and anchor are ours
-    "adversarial": 3.0, "modality": 5.0, "registration": 20.0, "lesion": 1.0, "contrast": 50.0, "anchor": 50.0}
+WEIGHTS = {"adversarial": 0.3, "modality": 0.5, "registration": 20.0, "lesion": 1.0, "contrast": 50.0, "anchor": 50.0}
 
 
-def critic_terms(critic: Critic, x: torch.Tensor, x_g: torch.Tensor) -> dict[str, torch.Tensor]:
+def critic_terms(
+    critic: Critic, x: torch.Tensor, x_g: torch.Tensor, view: list[int]
+) -> dict[str, torch.Tensor]:
     """Compute D's losses (13) on real (B, k, H, W) and painted images; the class head learns from real images (D7)."""
     modality = torch.arange(x.shape[1], device=x.device).repeat(len(x))
-    d_real, c = critic(x.flatten(0, 1)[:, None])
-    d_fake, _ = critic(x_g.detach().flatten(0, 1)[:, None])
+    d_real, c = critic(turned(x.flatten(0, 1)[:, None], view))
+    d_fake, _ = critic(turned(x_g.detach().flatten(0, 1)[:, None], view))
     loss = critic_loss(d_real, d_fake, 5.0, 3.0) + 5.0 * modality_loss(c, modality)
     return {"critic": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
 
-
+# %% ../../nbs/54_synthesis.ipynb #b69f91aa
 def generator_terms(
     nets: dict,  # critic, processors (k of them), translator
     x_g: torch.Tensor,  # (B, k, H, W)
@@ -118,10 +119,11 @@ def generator_terms(
     label: torch.Tensor,
     real_contrast: torch.Tensor,  # (k,)
     n_pairs: int,
+    view: list[int],  # how D looks
 ) -> dict[str, torch.Tensor]:
     """Compute G's losses on painted images: (14), (15), (16) and lesion contrast."""
     k = x_g.shape[1]
-    d, c = nets["critic"](x_g.flatten(0, 1)[:, None])
+    d, c = nets["critic"](turned(x_g.flatten(0, 1)[:, None], view))
     modality = torch.arange(k, device=x_g.device).repeat(len(x_g))
     read = [read_back_loss(p(x_g[:, i : i + 1]), label) for i, p in enumerate(nets["processors"])]
     pairs = draw_pairs(k, n_pairs)
@@ -130,7 +132,7 @@ def generator_terms(
             "registration": registration_loss(of_pairs(x_g, pairs, 1), x_gt),
             "contrast": contrast_loss(x_g, label, m, real_contrast)}
 
-# %% ../../nbs/54_synthesis.ipynb #b69f91aa
+# %% ../../nbs/54_synthesis.ipynb #d5a3d8ad
 class Synthesis:
     """A stage: G and D on generated maps with frozen readers (eqs. 13 to 17)."""
 
@@ -145,7 +147,7 @@ class Synthesis:
         steps: int = 200,  # of the whole stage, for the ramp of (16)
         n_pairs: int = 4,
         lr: float = 2e-4,
-        critic_lr: float = 1e-3,  # of D, whose spectral norm keeps its steps small
+        critic_lr: float = 4e-4,  # of D
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
         **weights: float,  # changes to WEIGHTS
@@ -169,7 +171,7 @@ class Synthesis:
         """Draw three new cases: map, label, modalities."""
         return case_grid(self)
 
-# %% ../../nbs/54_synthesis.ipynb #d5a3d8ad
+# %% ../../nbs/54_synthesis.ipynb #a6cbaacd
 def draw_cases(stage: Synthesis, t: int, n: int) -> tuple[torch.Tensor, ...]:
     """Draw n generated maps, their masks, and labels that fit them (Algorithm 4)."""
     s, m = draw_maps(stage.maps, torch.randn(n, stage.maps["vae"].latent).to(stage.data.x.device))
@@ -189,17 +191,18 @@ def adversarial_step(
     maps = [torch.cat([a, real[n]]) for a, n in ((s, "s"), (m, "m"), (label, "l"))]
     both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
-    of_critic = critic_terms(stage.nets["critic"], real["x"], x_g)
+    view = draw_view()
+    of_critic = critic_terms(stage.nets["critic"], real["x"], x_g, view)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
     readers = {**stage.readers, "critic": stage.nets["critic"]}
-    terms = generator_terms(readers, x_g, m, label, stage.real_contrast, stage.n_pairs)
+    terms = generator_terms(readers, x_g, m, label, stage.real_contrast, stage.n_pairs, view)
     terms["anchor"] = pretraining_loss(x_r, real["x"], lesion_weight(real["m"], real["l"]))
     weights = dict(stage.weights)
     weights["registration"] *= ramp(t, stage.steps) if stage.ramps else 1.0
     descend(stage.fabric, stage.optimisers["generator"], sum(weights[n] * v for n, v in terms.items()))
     return {n: v.item() for n, v in (of_critic | terms).items()}
 
-# %% ../../nbs/54_synthesis.ipynb #a6cbaacd
+# %% ../../nbs/54_synthesis.ipynb #37f9e389
 @torch.no_grad()
 def case_grid(stage: Synthesis, n: int = 4) -> Picture:
     """Draw new cases of a stage, a row each: mask, map, label, modalities."""

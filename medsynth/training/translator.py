@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from ..losses.adversarial import adversary_loss, critic_loss, modality_loss
 from ..losses.reconstruction import squared_error
-from ..nets.critics import Critic
+from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet, decode, encode
 from ..show import Picture, grid
 from ..structure.slices import Slices, batch_of
@@ -45,24 +45,28 @@ def of_pairs(x: torch.Tensor, pairs: torch.Tensor, side: int) -> torch.Tensor:  
     return x[:, pairs[:, side]].movedim(1, 0).flatten(0, 1)[:, None]
 
 
-def critic_terms(critic: Critic, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor) -> dict[str, torch.Tensor]:
+def critic_terms(
+    critic: Critic, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor, view: list[int]
+) -> dict[str, torch.Tensor]:
     """Compute D_t's losses (eq. 20) and its mean answers, of translations (P, B, H, W)."""
-    d_real, c = critic(of_pairs(x, pairs, 1))
-    d_fake, _ = critic(x_t.detach().flatten(0, 1)[:, None])
+    d_real, c = critic(turned(of_pairs(x, pairs, 1), view))
+    d_fake, _ = critic(turned(x_t.detach().flatten(0, 1)[:, None], view))
     loss = critic_loss(d_real, d_fake) + modality_loss(c, pairs[:, 1].repeat_interleave(len(x)))
     return {"critic": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
 
-
-def translator_terms(nets: dict, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor) -> dict[str, torch.Tensor]:
+# %% ../../nbs/53_translator.ipynb #21d78439
+def translator_terms(
+    nets: dict, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor, view: list[int]
+) -> dict[str, torch.Tensor]:
     """Compute G_t's losses: back again (19), like the registered target, and past the critic (21)."""
     there = x_t.flatten(0, 1)[:, None]
     source, target = (pairs[:, i].to(x.device).repeat_interleave(len(x)) for i in (0, 1))
     cycled = decode(nets["translator"], encode(nets["translator"], there), source).sigmoid()
-    d, c = nets["critic"](there)
+    d, c = nets["critic"](turned(there, view))
     return {"cycle": squared_error(cycled, of_pairs(x, pairs, 0)), "supervised": squared_error(there, of_pairs(x, pairs, 1)),
             "adversarial": adversary_loss(d), "modality": modality_loss(c, target)}
 
-# %% ../../nbs/53_translator.ipynb #21d78439
+# %% ../../nbs/53_translator.ipynb #38eeb72b
 WEIGHTS = {"cycle": 10.0, "supervised": 20.0, "adversarial": 0.1, "modality": 0.1}  # supervised 0 for unregistered data
 
 
@@ -99,16 +103,17 @@ class Translator:
         """Draw all translations of one training image."""
         return translation_grid(self.nets["translator"], self.data.x[len(self.data.x) // 2], self.data.modalities)
 
-# %% ../../nbs/53_translator.ipynb #38eeb72b
+# %% ../../nbs/53_translator.ipynb #3a65220d
 def translator_step(stage: Translator, t: int) -> dict[str, float]:
     """Train D_t (20) and then G_t (19), (21) on the pairs of this step."""
     x, pairs = batch_of(stage.data, stage.batch, stage.seed, "translator", t)["x"], draw_pairs(stage.k, stage.n_pairs)
     for n, optimiser in stage.optimisers.items():
         set_lr(optimiser, stage.lr[n], t, stage.steps)
     x_t = translate(stage.nets["translator"], x, pairs)
-    of_critic = critic_terms(stage.nets["critic"], x, pairs, x_t)
+    view = draw_view()
+    of_critic = critic_terms(stage.nets["critic"], x, pairs, x_t, view)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
-    terms = translator_terms(stage.nets, x, pairs, x_t)
+    terms = translator_terms(stage.nets, x, pairs, x_t, view)
     descend(stage.fabric, stage.optimisers["translator"], sum(stage.weights[n] * v for n, v in terms.items()))
     return {n: v.item() for n, v in (of_critic | terms).items()}
 

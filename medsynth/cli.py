@@ -124,7 +124,8 @@ def run_synthesise(args: argparse.Namespace) -> int:
 def run_publish(args: argparse.Namespace) -> int:
     """Copy artefacts to figures/, the larger scale and the licence respected."""
     root = Path(args.figures) if args.figures else (repository() or Path.cwd()) / "figures"
-    written, held = publish(parse_data(args.data).name, args.profile, root, args.artefacts or None, args.force)
+    name = args.data.partition("=")[0]  # the data itself need not be at hand
+    written, held = publish(name, args.profile, root, args.artefacts or None, args.force)
     for path in written:
         print(path)
     for name, why in held.items():

@@ -105,6 +105,7 @@ BAD_REQUESTS = [
     (["train", "brain", "paint"], "one of processor"), (["train", "brain", "--set", "lr"], "NAME=VALUE"),
     (["train", "heart"], "one of brain"), (["synthesise", "brain", "--n", "0", "--out", "x"], "above 0"),
     (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
+    (["publish", "--data", "brain_ms"], "medsynth reproduce --data brain_ms"),  # needs artefacts, not the data
 ]
 
 

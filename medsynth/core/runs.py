@@ -138,7 +138,7 @@ def save_checkpoint(path: Path, step: int, nets: dict, optimisers: dict) -> Path
     tensors = {k: v.clone() for k, v in _flatten(nets, optimisers).items()}
     return write_bytes(path, save(tensors, metadata={"about": json.dumps({"format": "medsynth-1", "step": step})}))
 
-# %% ../../nbs/02_runs.ipynb #0683b6bc
+# %% ../../nbs/02_runs.ipynb #d5bf5aac
 def _strip(tensors: dict, prefix: str) -> dict:
     """Keep the entries under a prefix, without it."""
     return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -165,7 +165,9 @@ def load_checkpoint(path: Path, nets: dict, optimisers: dict | None = None) -> i
 
 
 def start_run(run: Run) -> Run:
-    """Make a run's folder and write its parameters, once."""
+    """Make a run's folder, write its parameters once, and have torch sum in a fixed order, whatever its threads do."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing that is read
     if not (run.path / "params.json").exists():
         write_json(run.path / "params.json", run.params)
     return run

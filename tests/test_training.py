@@ -134,5 +134,7 @@ def test_changes_reach_their_stage_alone() -> None:
 
     plain, changed = ids(), ids(**{"translator.condition": "planes"})
     assert {n for n in plain if plain[n] != changed[n]} == {"translator", "synthesis"}
-    with pytest.raises(BadRequest, match="conditon"):
-        ids(**{"translator.conditon": "planes"})
+    assert ids(**{"synthesis.anchor": 0}).keys() == plain.keys()
+    for wrong in ("translator.conditon", "pretraining.anchor"):
+        with pytest.raises(BadRequest, match=wrong.split(".")[1]):
+            ids(**{wrong: "planes"})

@@ -107,7 +107,9 @@ def stage_settings(stage: str, recipe: str, profile: str, changes: dict) -> dict
     settings = STAGE_SETTINGS[profile][stage] | RECIPES[recipe].get(stage, {}) | own | named
     takes = inspect.signature(STAGES[stage]).parameters
     known = {n for n, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD} - {"slices", "seed", "needs", "fabric"}
-    unknown = sorted(settings.keys() - known - set(getattr(inspect.getmodule(STAGES[stage]), "WEIGHTS", {})))
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):  # the weights of its losses
+        known |= set(inspect.getmodule(STAGES[stage]).WEIGHTS)
+    unknown = sorted(settings.keys() - known)
     if unknown:
         raise BadRequest(explain(f"--set {stage}.{unknown[0]}", f"one of {', '.join(sorted(known))}", unknown[0],
                                  "Check its name."))

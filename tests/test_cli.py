@@ -57,6 +57,9 @@ def test_a_second_call_makes_nothing_anew(reproduced: subprocess.CompletedProces
     again = typed("reproduce")
     assert again.returncode == 0 and again.stdout.count("current") == len(ARTEFACTS)
     assert "training brain" not in again.stdout and "running" not in again.stdout
+    picture = home() / "artefacts" / "phantom" / "smoke" / "fig_06.png"
+    picture.unlink()
+    assert "made" in typed("reproduce", "fig_06").stdout and picture.exists(), "a picture that was deleted is made again"
 
 
 def test_dry_run_trains_nothing(tmp_path: Path) -> None:

@@ -34,9 +34,11 @@ def paint(
     noise: torch.Tensor,  # (B, 1, H, W) ~ U(0.5, 0.6)
     n_classes: int,
     k: int,  # modalities
+    label_input: bool = True,  # False as in the public brain code, where the label never reaches G (D6)
 ) -> torch.Tensor:  # (B, k, H, W) in [0, 1]
     """Paint all modalities, x_g,i = G(concat(s', l), one_hot(i))."""
-    source = torch.cat([fuse_noise(s, m, noise), one_hot(label, n_classes)[:, 1:]], 1)
+    planes = one_hot(label, n_classes)[:, 1:] * float(label_input)
+    source = torch.cat([fuse_noise(s, m, noise), planes], 1)
     return decode_all(net, encode(net, source), k).sigmoid()
 
 
@@ -65,9 +67,10 @@ class Pretraining:
         lr: float = 2e-3,
         condition: str = "norm",  # "planes" is the thesis's wiring (D20)
         init: str = "kaiming",  # "blur" is the thesis's (D26)
+        label_input: bool = True,  # False is the public code's (D6)
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
-        self.k, self.lr, self.steps = len(slices.modalities), lr, steps
+        self.k, self.lr, self.steps, self.label_input = len(slices.modalities), lr, steps, label_input
         net = UNet(slices.n_classes, 1, width, self.k, condition=condition, init=init).to(fabric.device)
         self.nets = {"generator": net}
         self.optimisers = {"generator": torch.optim.Adam(net.parameters(), lr, (0.5, 0.999))}
@@ -75,7 +78,8 @@ class Pretraining:
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch of real slices."""
         b = batch_of(self.data, self.batch, self.seed, "pretraining", t)
-        x_g = paint(self.nets["generator"], b["s"], b["m"], b["l"], noise_like(b["s"]), self.data.n_classes, self.k)
+        x_g = paint(self.nets["generator"], b["s"], b["m"], b["l"], noise_like(b["s"]), self.data.n_classes, self.k,
+                    self.label_input)
         loss = pretraining_loss(x_g, b["x"], lesion_weight(b["m"], b["l"]))
         set_lr(self.optimisers["generator"], self.lr, t, self.steps)
         descend(self.fabric, self.optimisers["generator"], loss)
@@ -92,7 +96,7 @@ def painted_grid(stage: Pretraining) -> Picture:
     rows = torch.linspace(0, len(stage.data.x) - 1, 5).long()[1:4]
     s, m, label = (stage.data.tensors[n][rows].float() for n in "sml")
     torch.manual_seed(0)
-    x_g = paint(stage.nets["generator"], s, m, label, noise_like(s), stage.data.n_classes, stage.k).cpu()
+    x_g = paint(stage.nets["generator"], s, m, label, noise_like(s), stage.data.n_classes, stage.k, stage.label_input).cpu()
     real = stage.data.x[rows].cpu()
     return grid([[*r, *g] for r, g in zip(real, x_g, strict=True)],
                 [*stage.data.modalities, *(f"{n} painted" for n in stage.data.modalities)])
@@ -150,11 +154,12 @@ class Synthesis:
         critic_lr: float = 4e-4,  # of D
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
+        label_input: bool = True,  # as in pre-training (D6)
         **weights: float,  # changes to WEIGHTS
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.steps, self.n_pairs, self.ramps = len(slices.modalities), steps, n_pairs, registration_ramp
-        self.weights, self.maps = WEIGHTS | weights, needs["maps"]
+        self.weights, self.maps, self.label_input = WEIGHTS | weights, needs["maps"], label_input
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         critic = Critic(1, width, two_heads=True, norm=critic_norm).to(fabric.device)
         self.nets = {"generator": needs["generator"], "critic": critic}
@@ -189,7 +194,7 @@ def adversarial_step(
 ) -> dict[str, float]:
     """Train D (13), then G (17): real and generated maps are painted in one batched call."""
     maps = [torch.cat([a, real[n]]) for a, n in ((s, "s"), (m, "m"), (label, "l"))]
-    both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k)
+    both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k, stage.label_input)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
     view = draw_view()
     of_critic = critic_terms(stage.nets["critic"], real["x"], x_g, view)
@@ -208,6 +213,6 @@ def case_grid(stage: Synthesis, n: int = 4) -> Picture:
     """Draw new cases of a stage, a row each: mask, map, label, modalities."""
     torch.manual_seed(0)
     s, m, label = draw_cases(stage, stage.steps, n)
-    x_g = paint(stage.nets["generator"], s, m, label, noise_like(s), stage.data.n_classes, stage.k).cpu()
+    x_g = paint(stage.nets["generator"], s, m, label, noise_like(s), stage.data.n_classes, stage.k, stage.label_input).cpu()
     return grid([[m[i, 0].cpu(), s[i, 0].cpu(), paint_label(label[i, 0].cpu()), *x_g[i]] for i in range(n)],
                 ["m_g", "s_g", "l", *stage.data.modalities])

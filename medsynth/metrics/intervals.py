@@ -62,6 +62,7 @@ def bootstrap(
     unit: str = "patients",  # which unit the estimate rests on
     draws: int = 1000,
     seed: int = 0,
+    recentre: bool = False,  # move the draws so that their mean is the value
 ) -> Estimate:
     """Estimate a measure with its percentile interval (Efron 1979); no interval with one unit, BadRequest with none."""
     _checked(counts, n_seeds, unit)
@@ -77,7 +78,7 @@ def bootstrap(
     kept = np.array(drawn)[~np.isnan(drawn)]
     if len(kept) < 0.9 * draws:
         return Estimate(value, None, None, counts[unit], unit)
-    low, high = np.percentile(kept, [2.5, 97.5])
+    low, high = np.percentile(kept, [2.5, 97.5]) + (value - kept.mean() if recentre else 0.0)
     return Estimate(value, float(low), float(high), counts[unit], unit)
 
 # %% ../../nbs/43_intervals.ipynb #61cf39cf

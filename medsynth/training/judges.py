@@ -80,7 +80,7 @@ def one_by_one(data: Slices, b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
     x, _ = jitter(b["x"].flatten(0, 1)[:, None], b["l"].repeat_interleave(k, 0), data.n_classes)
     return x, torch.arange(k, device=x.device).repeat(len(b["x"]))
 
-
+# %% ../../nbs/56_judges.ipynb #b27fe57a
 class ModalityJudge:
     """A stage: a dilated classifier that tells the modality of an image, on real training images."""
 
@@ -110,7 +110,7 @@ class ModalityJudge:
         names = [f"{n} {p:.2f}" for n, p in zip(self.data.modalities, sure.tolist(), strict=True)]
         return grid([list(x[:, 0].cpu())], names)
 
-# %% ../../nbs/56_judges.ipynb #87638fb8
+# %% ../../nbs/56_judges.ipynb #1576d9e8
 N_POSITIONS = 5
 
 
@@ -131,7 +131,7 @@ def right_answers(net: FeatureNet, data: Slices) -> dict[str, float]:  # questio
     truth = {"modality": torch.arange(k).repeat(len(data.x)), "position": slice_position(data.patient).repeat_interleave(k)}
     return {q: (answers[q].argmax(1).cpu() == truth[q].cpu()).float().mean().item() for q in answers}
 
-# %% ../../nbs/56_judges.ipynb #1576d9e8
+# %% ../../nbs/56_judges.ipynb #3ffde8df
 class Features:
     """A stage: VGG11 with 64 features that tells modality and slice position, on real training images."""
 
@@ -163,7 +163,7 @@ class Features:
             f = self.nets["features"](self.data.x[:48, 0, None]).cpu().clamp(min=0)
         return grid([[(f / f.max().clamp(min=1e-6))]], ["features of 48 slices"], size_in=3)
 
-# %% ../../nbs/56_judges.ipynb #bd22a9d7
+# %% ../../nbs/56_judges.ipynb #59be3fea
 @torch.no_grad()
 def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Tensor:  # (n, k, H, W)
     """Draw n synthetic cases with a chain's networks, for training on."""
@@ -177,7 +177,7 @@ def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Te
         drawn.append(paint(needs["generator"], s, m, label, noise_like(s), slices.n_classes, len(slices.modalities)))
     return torch.cat(drawn)[:n]
 
-
+# %% ../../nbs/56_judges.ipynb #a4792bd5
 class TranslationJudge:
     """A stage: a translator by the supervised term alone, on synthetic or on real registered images."""
 

@@ -131,7 +131,7 @@ def load_slices(data: DataRef, profile: str) -> Slices:
     p = PROFILES[profile]
     return prepare(data, p["size"], p["reduce"][data.name], p["phantom"])
 
-
+# %% ../../nbs/55_tasks.ipynb #66563f54
 def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
     """Move one modality px pixels to the right, as in a cohort that nobody registered; the hash says so."""
     x = slices.x.clone()
@@ -161,7 +161,7 @@ def stage_settings(stage: str, recipe: str, profile: str, changes: dict) -> dict
                                  "Check its name."))
     return settings
 
-# %% ../../nbs/55_tasks.ipynb #66563f54
+# %% ../../nbs/55_tasks.ipynb #97a9d78d
 def plan(
     task: str, stage: str, data: DataRef, recipe: str, profile: str, seed: int, **changes: object
 ) -> tuple[Run, list]:
@@ -198,7 +198,7 @@ def trained(run: Run, below: list, slices: Slices) -> dict:  # name -> network
     load_checkpoint(run.path / "last.safetensors", stage.nets)
     return stage.nets
 
-# %% ../../nbs/55_tasks.ipynb #97a9d78d
+# %% ../../nbs/55_tasks.ipynb #614f9532
 def get_run(task: str, stage: str, data: DataRef, recipe: str, profile: str, seed: int, **changes: object) -> Run:
     """Find a run, resume it if it was interrupted, train it (and what it builds on) if it is not there."""
     run, below = plan(task, stage, data, recipe, profile, seed, **changes)

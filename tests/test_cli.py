@@ -94,7 +94,47 @@ def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> Non
     assert sorted(p.name for p in (tmp_path / "phantom").iterdir()) == ["fig_16.json", "fig_16.png"]
 
 
-@pytest.mark.parametrize("command", ["reproduce", "train", "runs", "synthesise", "publish"])
+@pytest.fixture(scope="module")
+def judged(reproduced: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """`medsynth quality brain` at smoke on the phantom: GAN#, judges and controls are trained beside the chain."""
+    return typed("quality", "brain", "--json")
+
+
+def test_quality_judges_a_task(judged: subprocess.CompletedProcess) -> None:
+    """Every row of the table is there with its number, controls and yardstick beside; pictures and provenance are written."""
+    assert judged.returncode == 0, judged.stderr
+    said = json.loads(judged.stdout)
+    by_name = {r["name"]: r for r in said["rows"]}
+    assert list(by_name) == ["modalities", "lesion", "inside", "registered", "teaches registration", "maps whole", "maps varied",
+                             "memorised images", "memorised maps", "distance", "precision", "ms-ssim", "fid"]
+    assert all(r["value"] is not None and r["verdict"] for n, r in by_name.items() if n != "fid")
+    assert "no label input" in by_name["lesion"]["beside"] and "no L_les" in by_name["lesion"]["beside"]
+    assert "no Alg. 4" in by_name["inside"]["beside"] and "misregistered" in by_name["registered"]["beside"]
+    assert "GAN#" in by_name["distance"]["beside"] and "unbiased" in by_name["distance"]["note"]
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    for name in ("modalities", "lesion", "inside", "registered", "maps_whole", "memorised_images", "memorised_maps", "distance"):
+        assert (folder / f"quality_{name}.png").exists() and (folder / f"quality_{name}.json").exists()
+    assert len(said["provenance"]["feature_net"]["weights"]) == 12
+    lesion = {f"lesion, {m}" for m in ("T1", "T2", "T1c", "Flair")}
+    assert said["provenance"]["judges"].keys() == {"features", "modality", *lesion}
+    assert (folder / "quality.csv").exists()
+
+
+def test_quality_judges_a_run_and_a_folder(judged: subprocess.CompletedProcess, tmp_path: Path) -> None:
+    """The run that the task named gives the same numbers; a data set on disk is judged too."""
+    run = json.loads((home() / "artefacts" / "phantom" / "smoke" / "quality.json").read_text())["runs"][0]
+    of_run = typed("quality", run, "--json")
+    assert of_run.returncode == 0, of_run.stderr
+    task, alone = ({r["name"]: r for r in json.loads(s.stdout)["rows"]} for s in (judged, of_run))
+    assert all(task[n]["value"] == alone[n]["value"] for n in task if n not in ("teaches registration", "fid"))
+    assert alone["distance"]["verdict"] == "not run: GAN#"
+    assert typed("synthesise", "brain", "--n", "8", "--out", tmp_path / "cases").returncode == 0
+    of_folder = typed("quality", tmp_path / "cases")
+    assert of_folder.returncode == 0, of_folder.stderr
+    assert "(8 cases)" in of_folder.stdout and "PHANTOM" in of_folder.stdout
+
+
+@pytest.mark.parametrize("command", ["reproduce", "train", "runs", "synthesise", "quality", "publish"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture) -> None:
     """Each command's help ends with an example."""
     with pytest.raises(SystemExit, match="0"):
@@ -107,6 +147,8 @@ BAD_REQUESTS = [
     (["reproduce", "fig_99"], "one of fig_06"), (["reproduce", "--data", "brain_ms=absent"], "a folder"),
     (["train", "brain", "paint"], "one of processor"), (["train", "brain", "--set", "lr"], "NAME=VALUE"),
     (["train", "heart"], "one of brain"), (["synthesise", "brain", "--n", "0", "--out", "x"], "above 0"),
+    (["quality", "liver"], "a task (brain)"), (["quality", "brain", "--seeds", "0"], "above 0"),
+    (["quality", "brain", "--range", "1"], "LOW,HIGH"), (["train", "brain", "--set", "lesions.lr=1"], "STAGE of"),
     (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
     (["publish", "--data", "brain_ms"], "medsynth reproduce --data brain_ms"),  # needs artefacts, not the data
 ]

@@ -1,4 +1,5 @@
-"""Layer training: the same bits, kill -9 and resume, divergence, requests that make no sense."""
+"""Layer training: the same bits, kill -9 and resume, divergence, judges, requests that make no sense."""
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from medsynth.core.paths import BadRequest
-from medsynth.core.runs import list_runs, run_of, start_run
+from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
 from medsynth.training import tasks
 from medsynth.training.loop import Diverged, open_fabric, train
@@ -35,8 +36,8 @@ def test_the_chain_is_found_again(chain: Path) -> None:
 
 def test_every_stage_learnt_and_drew(chain: Path) -> None:
     """Every run is done, has finite losses for every step and a picture."""
-    runs = list_runs()
-    assert {r.params["stage"] for r in runs} == set(tasks.STAGES)
+    runs = tasks.unfold(tasks.plan(*REQUEST))
+    assert {r.params["stage"] for r in runs} == {"density", "lines", "pretraining", "translator", "processor", "synthesis"}
     for run in runs:
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         assert run.done and len(lines) == run.params["settings"]["steps"] and (run.path / "picture.png").exists()
@@ -138,3 +139,65 @@ def test_changes_reach_their_stage_alone() -> None:
     for wrong in ("translator.conditon", "pretraining.anchor"):
         with pytest.raises(BadRequest, match=wrong.split(".")[1]):
             ids(**{wrong: "planes"})
+
+
+@pytest.mark.parametrize("stage", ["lesion_judge", "modality_judge", "features", "translation_judge"])
+def test_a_judge_learns_and_is_found_again(chain: Path, stage: str) -> None:
+    """Every judge trains to a finished run with a picture; only the translator builds on the chain."""
+    run = tasks.get_run("brain", stage, PHANTOM, "mended", "smoke", 1000 if stage != "translation_judge" else 0)
+    assert run.done and (run.path / "picture.png").exists()
+    of_chain = {r.id for r in tasks.unfold(tasks.plan(*REQUEST))}
+    assert run.id not in of_chain and (stage == "translation_judge") == bool(run.params["builds_on"])
+    losses = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    name = {"features": "modality", "translation_judge": "supervised"}.get(stage, "loss")
+    values = [numbers[name] for numbers in losses]
+    assert sum(values[-5:]) < sum(values[:5])
+
+
+def test_the_judge_of_lesions_is_another_architecture(chain: Path) -> None:
+    """No module of the judge is a U-net."""
+    judge = tasks.get_nets("brain", "lesion_judge", PHANTOM, "mended", "smoke", 1000)["judge"]
+    names = {type(m).__name__ for m in judge.modules()}
+    assert "DilatedNet" in names and "UNet" not in names
+
+
+def test_the_translation_judge_resumes_to_the_same_bits(chain: Path, tmp_path: Path) -> None:
+    """Its synthetic cases are drawn when first asked for, in whatever step that is."""
+    def stage_at(step: int) -> object:
+        run, below = tasks.plan("brain", "translation_judge", PHANTOM, "mended", "smoke", 0)
+        stage = tasks.build(run, below, tasks.load_slices(PHANTOM, "smoke"))
+        if step:
+            load_checkpoint(tmp_path / "half.safetensors", stage.nets, stage.optimisers)
+        for t in range(step, 4):
+            if t == 2 and not step:
+                save_checkpoint(tmp_path / "half.safetensors", t, stage.nets, stage.optimisers)
+            torch.manual_seed(t)
+            stage.step(t)
+        return stage.nets["translator"].state_dict()
+
+    whole, resumed = stage_at(0), stage_at(2)
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+
+
+def test_a_misregistered_cohort_is_another_data_set() -> None:
+    """T2 moves 3 px to the right, all else stays; the run's id and parameters say so."""
+    slices, moved = (tasks.slices_for(PHANTOM, "smoke", c) for c in ({}, {"data.moved_px": 3}))
+    assert torch.equal(moved.x[:, 1, :, 3:], slices.x[:, 1, :, :-3]) and moved.x[:, 1, :, :3].max() == 0
+    assert torch.equal(moved.x[:, [0, 2, 3]], slices.x[:, [0, 2, 3]]) and moved.hash != slices.hash
+    run, below = tasks.plan(*REQUEST, **{"data.moved_px": 3})
+    assert run.params["data_changes"] == {"data.moved_px": 3} and run.id != tasks.plan(*REQUEST)[0].id
+    assert all(r.params["data_hash"] == moved.hash for r, _ in below)
+    assert "data_changes" not in tasks.plan(*REQUEST)[0].params
+
+
+def test_a_plan_is_read_back_from_the_ids_on_disk(chain: Path) -> None:
+    """`plan_of` finds the same tree that the request gave."""
+    run, below = tasks.plan(*REQUEST)
+    again = tasks.plan_of(run)
+    assert [r.id for r in tasks.unfold(again)] == [r.id for r in tasks.unfold((run, below))]
+
+
+def test_a_change_of_an_unknown_stage_is_refused() -> None:
+    """`--set lesions.lr=1` names no stage; it used to be ignored."""
+    with pytest.raises(BadRequest, match="STAGE of"):
+        tasks.plan(*REQUEST, **{"lesions.lr": 1})

@@ -20,7 +20,7 @@ from ..metrics.images import ms_ssim_between, ms_ssim_within
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from ..metrics.privacy import membership_scores, nearest, score_auc, soften
 from ..structure.whole import delta_for, mismatch
-from .rows import Court, Row, absent, case_rows, reaches, rows_of
+from .rows import Court, Row, absent, case_rows, rows_of, said_of, verdict_of
 from .subjects import Subject
 
 # %% ../../nbs/87_sets.ipynb #8f635a3b
@@ -37,7 +37,7 @@ def whole_row(court: Court, subject: Subject) -> Row:
         return float((drawn[s][r["cases"]] <= np.quantile(real[rows_of(patients, r["patients"])], 0.95)).mean())
 
     value = bootstrap(share, {"cases": len(drawn[0]), "patients": len(patients)}, len(drawn))
-    return Row(*words, ">= 0.8", value, reaches(value.value >= 0.8), f"real: 0.95 at delta {delta:.4f}", scores=-drawn[0])
+    return Row(*words, ">= 0.8", value, verdict_of(value.value >= 0.8), f"real: 0.95 at delta {delta:.4f}", scores=-drawn[0])
 
 
 def variety_row(court: Court, subject: Subject) -> Row:
@@ -49,7 +49,7 @@ def variety_row(court: Court, subject: Subject) -> Row:
     real = ms_ssim_within(court.test.s.cpu(), 0).numpy()
     sizes = {"pairs": len(drawn[0]), "real pairs": len(real)}
     value = bootstrap(lambda s, r: float(drawn[s][r["pairs"]].mean() - real[r["real pairs"]].mean()), sizes, len(drawn), "pairs")
-    return Row(*words, "within 0.1", value, reaches(abs(value.value) <= 0.1), f"real {real.mean():.3f}",
+    return Row(*words, "within 0.1", value, verdict_of(abs(value.value) <= 0.1), f"real {real.mean():.3f}",
                f"one-to-one pairs of held-out maps, {len(court.patients)} patients")
 
 # %% ../../nbs/87_sets.ipynb #d06c5014
@@ -73,7 +73,7 @@ def memory_row(court: Court, subject: Subject, key: str) -> Row:
 
     value = bootstrap(share, {"cases": len(near[0]), "patients": len(patients)}, len(near))
     leak = bootstrap(auc, {"patients": len(patients)}, draws=200)
-    return Row(*words, "<= 0.02", value, reaches(value.value <= 0.02), f"membership AUC {leak.text}; 0.5: nothing leaks",
+    return Row(*words, "<= 0.02", value, verdict_of(value.value <= 0.02), f"membership AUC {leak.text}; 0.5: nothing leaks",
                f"{len(near[0])} synthetic; held-out median {np.median(held):.4f}, synthetic {np.median(near[0]):.4f}", near[0])
 
 # %% ../../nbs/87_sets.ipynb #87a2635f
@@ -115,9 +115,9 @@ def distance_row(court: Court, subject: Subject, sets: list[np.ndarray], gan: Su
     if gan is not None:
         theirs = distance([features_by_case(court, c["x"]) for c in gan.sets], test, patients)
         gap = difference(theirs, ours, sizes | {"cases": min(sizes["cases"], len(gan.sets[0]["x"]))}, len(sets), draws=200)
-        verdict = reaches(bool(gap.apart and gap.value > 0))
-        said += (f"; GAN# higher by {gap.text}{', apart' if gap.apart else ', not apart'}; training took "
-                 f"{subject.minutes:.1f} min, GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
+        verdict = verdict_of(True, (gap,))
+        said += (f"; GAN# higher by {said_of(gap)}; training took {subject.minutes:.1f} min, "
+                 f"GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
     centre, inverse = flat(test).mean(0), torch.linalg.pinv(torch.cov(flat(test).T))
     off = ((flat(sets[0]) - centre) @ inverse * (flat(sets[0]) - centre)).sum(1).view(len(sets[0]), -1).mean(1)
     return Row("distance", "better than noise alone", "Frechet distance (own features) to held-out patients", "apart below GAN#",
@@ -162,7 +162,7 @@ def manifold_row(court: Court, sets: list[np.ndarray]) -> Row:
     return Row("precision", "in the real manifold", "precision of synthetic among held-out images, k = 5", "none",
                estimate("precision"), "reported", others, f"{n * k} synthetic images against {len(flat(test))} held-out ones")
 
-# %% ../../nbs/87_sets.ipynb #e1b16aea
+# %% ../../nbs/87_sets.ipynb #1d18bf43
 def fid_row(court: Court, subject: Subject, weights: Path | None) -> Row:
     """Measure FID where Inception's weights are at hand, or say what was looked for."""
     words = ("fid", "FID", "Inception pool3, modalities pooled, to held-out images")
@@ -178,7 +178,7 @@ def fid_row(court: Court, subject: Subject, weights: Path | None) -> Row:
     value = bootstrap(distance(sets, test, court.patients), sizes, len(sets), draws=20, recentre=True)
     return Row(*words, "none", value, "reported", note="interval from 20 draws")
 
-# %% ../../nbs/87_sets.ipynb #1d18bf43
+# %% ../../nbs/87_sets.ipynb #88c0723d
 def quality_rows(court: Court, subject: Subject, gan: Subject | None, controls: dict, readers: tuple | None) -> list[Row]:
     """Measure all rows, in the order of the table."""
     sets: list = []

@@ -69,6 +69,7 @@ def run_subject(name: str, planned: tuple[Run, list], slices: Slices, n: int, fi
     run, below = planned
     finish(run, below, slices)
     cases = cached_cases(painter_of(run, below, slices), n, fit_labels)
+    checked(cases["x"], run.id)
     return Subject(name, slices.modalities, [cases], [run.id], minutes_of(planned))
 
 # %% ../../nbs/85_subjects.ipynb #be0763de

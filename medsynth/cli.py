@@ -23,7 +23,7 @@ from .core.paths import BadRequest, explain, home, read_json, repository, write_
 from .core.runs import Run, list_runs, open_run
 from .data.batches import parse_data
 from .evaluation.catalogue import ARTEFACTS, Request, check_names, reproduce, reproduce_plan
-from .evaluation.quality import describe_row, judge, plain
+from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
 from .show import curves
 from .synthesis.dataset import contact_sheet, write_dataset
 from .synthesis.pipeline import open_painter
@@ -141,8 +141,15 @@ def run_quality(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise BadRequest(explain("--seeds", "a number of chains above 0", str(args.seeds), "For example --seeds 3."))
     began, request = time.time(), request_of(args)
-    inception = Path(args.inception).expanduser() if args.inception else None
-    rows, path = judge(args.target, request, args.seeds, not args.no_controls, args.modality, parse_range(args.range), inception)
+    inception, value_range = Path(args.inception).expanduser() if args.inception else None, parse_range(args.range)
+    planned = quality_plan(args.target, request, args.seeds, beside_it(args.target, request, not args.no_controls))
+    todo = [p["minutes"] for p in planned if p["state"] != "done"]
+    if args.dry_run or todo:
+        print(f"{len(todo)} of {len(planned)} runs to train: about {sum(todo):.1f} minutes on 2 cores", file=sys.stderr)
+    if args.dry_run:
+        print("\n".join(f"{p['state']:12s} {p['minutes']:7.2f} min  {p['run']}" for p in planned))
+        return 0
+    rows, path = judge(args.target, request, args.seeds, not args.no_controls, args.modality, value_range, inception)
     if args.json:
         print(json.dumps({"provenance": read_json(path), "rows": [plain(r) for r in rows]}, indent=1, ensure_ascii=False))
         return 0
@@ -236,6 +243,7 @@ def add_quality(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--range", metavar="LOW,HIGH", help="of loose float images; without it they are refused")
     parser.add_argument("--inception", metavar="FILE", help="weights of Inception for FID, which needs the extra [fid]")
     parser.add_argument("--no-controls", action="store_true", help="without GAN# and the control chains (a task on the phantom)")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs it needs and estimated minutes")
     parser.add_argument("--json", action="store_true", help="print the table and its provenance as JSON")
 
 # %% ../nbs/92_cli.ipynb #05217c13

@@ -120,6 +120,14 @@ def test_quality_judges_a_task(judged: subprocess.CompletedProcess) -> None:
     assert (folder / "quality.csv").exists()
 
 
+def test_quality_says_beforehand_what_it_trains(tmp_path: Path) -> None:
+    """Chain, judges, GAN#, controls; nothing is trained."""
+    said = typed("quality", "brain", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
+    assert said.returncode == 0 and "runs to train: about" in said.stderr and not (tmp_path / "runs").exists()
+    assert all(f"-{s}-" in said.stdout for s in ("lesion_judge", "modality_judge", "features", "translation_judge", "gan"))
+    assert "gan" not in typed("quality", "brain", "--dry-run", "--no-controls", MEDSYNTH_HOME=str(tmp_path)).stdout
+
+
 def test_quality_judges_a_run_and_a_folder(judged: subprocess.CompletedProcess, tmp_path: Path) -> None:
     """The run that the task named gives the same numbers; a data set on disk is judged too."""
     run = json.loads((home() / "artefacts" / "phantom" / "smoke" / "quality.json").read_text())["runs"][0]

@@ -17,7 +17,6 @@ from ..nets.unet import UNet
 from ..show import Picture, grid
 from ..structure.slices import Slices, batch_of
 from ..training.loop import descend
-from ..training.tasks import add_stage
 
 # %% ../../nbs/60_gan.ipynb #79860ff9
 CRITIC_WEIGHTS = (100.0, 70.0)  # real, fake: public code, brain GAN#
@@ -90,7 +89,3 @@ def gan_grid(stage: BasicGAN) -> Picture:
     x = draw_images(stage.nets["generator"], 0, list(range(8)), stage.data.size).cpu()
     real = stage.data.x[torch.linspace(0, len(stage.data.x) - 1, 8).long()][:, stage.channels].cpu()
     return grid([[v.movedim(0, 2) if len(v) == 3 else v[0] for v in row] for row in (real, x)], names=["real", "GAN#"])
-
-# %% ../../nbs/60_gan.ipynb #7fbc411e
-add_stage("gan", BasicGAN, {"smoke": {"steps": 150, "width": 8}, "demo": {"steps": 1000}, "gpu": {"steps": 20000, "width": 32},
-                            "paper": {"steps": 600000, "width": 64, "lr": 1e-5, "critic_lr": 1e-5}}, 0.2)

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.runs import Run, code_hash
 from ..structure.slices import Slices
@@ -76,7 +77,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
         runs += planned("translation_judge", JUDGE_SEED, trained_on="real")
         for seed in range(request.seed, request.seed + n_seeds):
             runs += planned("translation_judge", seed)
-            runs += [r for i in each for r in planned("gan", seed, modality=i)] if controls else []
+            runs += [r for i in each for r in planned(YARDSTICK, seed, modality=i)] if controls else []
             runs += [r for c in CONTROLS.values() for r in planned("synthesis", seed, **c)] if controls else []
     return [{"run": r.id, "state": r.state, "minutes": estimated_minutes(r)} for r in {r.id: r for r in runs}.values()]
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..baselines.gan import draw_images
+from ..baselines.rivals import YARDSTICK
 from ..core.paths import BadRequest, explain, home, read_json, write_bytes
 from ..core.runs import Run, code_hash, open_run
 from ..metrics.inputs import check_alike, checked, read_folder
@@ -92,7 +93,7 @@ def gan_subject(request: Request, modalities: tuple[str, ...], size: tuple[int, 
     """Draw cases of GAN#: each modality from its own model and noise, so that a case is four different heads."""
     subjects = []
     for seed in range(request.seed, request.seed + n_seeds):
-        words = (request.task, "gan", request.data, request.recipe, request.profile, seed)
+        words = (request.task, YARDSTICK, request.data, request.recipe, request.profile, seed)
         runs = [get_run(*words, modality=i) for i in range(len(modalities))]
         slices = slices_for(request.data, request.profile, {})
         nets = [trained(r, [], slices)["generator"] for r in runs]

@@ -81,7 +81,7 @@ DRAWN = {"modalities": draw_images_of, "lesion": draw_reading, "inside": draw_re
          "distance": draw_images_of}
 
 
-def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None) -> Picture | None:
+def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None, caption: str = "") -> Picture | None:
     """Draw the worst, median and best case of a row, for the distance with GAN#'s first cases below; None without cases."""
     if row.scores is None or row.name not in DRAWN:
         return None
@@ -91,4 +91,4 @@ def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None) -> P
     if row.name == "distance" and gan is not None:
         rows, names = rows + [list(x) for x in gan.sets[0]["x"][:3]], names + ["GAN#"] * 3
     value = row.value.text if row.value else ""
-    return grid(rows, columns, names, title=f"{row.measured}: {value}")
+    return grid(rows, columns, names, title=f"{row.measured}: {value}", caption=caption)

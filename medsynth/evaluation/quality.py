@@ -118,8 +118,9 @@ def judge(
     name = "quality" if whole else f"quality-{subject.name}"
     facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began, n_seeds)
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
+    caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
     for row in rows:
-        picture = draw_row(row, court, subject, gan)
+        picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:
             save_artefact(f"{name}_{row.name.replace(' ', '_')}", facts | {"shows": f"{row.measured}: worst, median, best case",
                           "shows_real_images": slices.real and row.name == "memorised images"}, picture)

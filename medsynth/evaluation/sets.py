@@ -119,7 +119,7 @@ def distance_row(court: Court, subject: Subject, sets: list[np.ndarray], gan: Su
     if gan is not None:
         theirs = distance([features_by_case(court, c["x"]) for c in gan.sets], test, patients)
         gap = difference(theirs, ours, sizes | {"cases": min(sizes["cases"], len(gan.sets[0]["x"]))}, len(sets), draws=200)
-        verdict = verdict_of(True, (gap,))
+        verdict = verdict_of(True, gap)
         said += (f"; GAN# higher by {said_of(gap)}; training took {subject.minutes:.1f} min, "
                  f"GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
     centre, inverse = flat(test).mean(0), torch.linalg.pinv(torch.cov(flat(test).T))

@@ -21,7 +21,6 @@ from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from ..metrics.lesion import region
 from ..metrics.registration import case_shift
 from ..structure.slices import Slices
-from ..training.judges import modality_logits
 from ..training.processors import read_labels
 from ..training.translator import of_pairs, translate
 from .subjects import Subject
@@ -92,7 +91,7 @@ def right_modality(court: Court, x: torch.Tensor) -> np.ndarray:  # (N, k) proba
     n, k = x.shape[:2]
     device = next(court.modality.parameters()).device
     columns = [court.answers.index(m) for m in court.test.modalities]
-    logits = torch.cat([modality_logits(court.modality, part.to(device)) for part in x.flatten(0, 1)[:, None].split(64)])
+    logits = torch.cat([court.modality(part.to(device)) for part in x.flatten(0, 1)[:, None].split(64)])
     chance = logits.softmax(1).view(n, k, -1).cpu()
     sure = chance[:, torch.arange(k), columns]
     return torch.where(chance.argmax(2) == torch.tensor(columns), sure, sure - 1).numpy()
@@ -151,11 +150,11 @@ def case_counts(court: Court, subject: Subject, n: int) -> list[list[np.ndarray]
 
 
 def dice_ratio(reading: Reading, counts: list[list[np.ndarray]]) -> Measure:
-    """Measure Dice on synthetic over Dice on real, mean over the modalities whose judge is fit."""
+    """Measure Dice on synthetic over Dice on real, both means over the modalities whose judge is fit."""
     def measure(s: int, rows: dict[str, np.ndarray]) -> float:
         drawn = [dice_of(counts[s][i][rows["cases"]].sum(0)) for i in reading.fit]
         real = [dice_of(reading.real[i][rows["patients"]].sum(0)) for i in reading.fit]
-        return float(np.mean([d / max(r, 1e-6) for d, r in zip(drawn, real, strict=True)]))
+        return float(np.mean(drawn) / np.mean(real)) if any(real) else float("nan")
     return measure
 
 # %% ../../nbs/86_rows.ipynb #d8e4d39a

@@ -23,7 +23,7 @@ from ..core.artefacts import artefact_folder
 from ..core.paths import BadRequest, explain, home, read_json, repository
 from ..core.runs import Run, code_hash
 from ..data.batches import DataRef
-from ..training.tasks import STAGE_SETTINGS, estimated_minutes, finish, load_slices, plan, unfold
+from ..training.tasks import estimated_minutes, finish, load_slices, plan, unfold
 
 # %% ../../nbs/83_catalogue.ipynb #8e11a8ac
 JUDGE_SEED = 1000  # added to the seed of a request
@@ -116,7 +116,7 @@ def facts(name: str, request: Request, began: float, real_images: bool, **more: 
     return {"shows": ARTEFACTS[name][0], "data": slices.name, "data_hash": slices.hash, "phantom": not slices.real,
             "records_set_aside": slices.set_aside, "profile": request.profile, "recipe": request.recipe, "seed": request.seed,
             "size": list(slices.size), "shows_real_images": real_images and slices.real,
-            "steps": {s: v["steps"] for s, v in STAGE_SETTINGS[request.profile].items()} if runs else {},
+            "steps": {r.params["stage"]: r.params["settings"]["steps"] for r in runs},
             "runs": {r.id: read_json(r.path / "done.json")["minutes"] for r in runs},
             "minutes": round((time.time() - began) / 60, 3), "key": artefact_key(name, request), **more}
 

@@ -4,6 +4,7 @@ import torch
 
 from medsynth.nets.blocks import ConditionalInstanceNorm, ConvBlock, feature_rank, initialise
 from medsynth.nets.critics import Critic
+from medsynth.nets.readers import DilatedClassifier, DilatedNet, FeatureNet
 from medsynth.nets.unet import UNet, decode, decode_all, encode
 from medsynth.nets.vae import DensityVAE, Flow, Refiner
 from medsynth.nets.vgg import vgg11
@@ -86,3 +87,20 @@ def test_the_flow_is_invertible_and_the_refiner_fits_the_vae() -> None:
     assert refiner(vae.decode(z), torch.randn(4, 1, 24, 16)).shape == (4, 1, 24, 16)
     with pytest.raises(RuntimeError):
         UNet(1, 1, 4)(torch.rand(1, 1, 20, 20))
+
+
+@pytest.mark.parametrize("size", [(48, 40), (184, 144), (56, 64)])
+def test_judges_take_every_size(size: tuple[int, int]) -> None:
+    """A logit per pixel from the dilated net, one per image from the classifier, 64 features from the feature net."""
+    x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    assert DilatedNet(1, 5, 8)(x).shape == (2, 5, *size) and DilatedClassifier(1, 4, 8)(x).shape == (2, 4)
+    assert FeatureNet(1, {"modality": 4})(x).shape == (2, 64)
+
+
+def test_a_judge_sees_contrast() -> None:
+    """Without norm, half the contrast is another answer (D27, D28); a U-net with instance norm hardly notices."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 48, 40)
+    change = {type(net).__name__: ((net(0.5 * x) - net(x)).abs().mean() / net(x).abs().mean()).item()
+              for net in (DilatedNet(1, 2), UNet(1, 2, 8))}
+    assert change["DilatedNet"] > 0.2 > 0.05 > change["UNet"]

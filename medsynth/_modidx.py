@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'medsynth/evaluation/sets.py'),
                                           'medsynth.evaluation.sets.similarity_row': ( 'sets.html#similarity_row',
                                                                                        'medsynth/evaluation/sets.py'),
+                                          'medsynth.evaluation.sets.spoilt': ('sets.html#spoilt', 'medsynth/evaluation/sets.py'),
                                           'medsynth.evaluation.sets.variety_row': ('sets.html#variety_row', 'medsynth/evaluation/sets.py'),
                                           'medsynth.evaluation.sets.whole_row': ('sets.html#whole_row', 'medsynth/evaluation/sets.py')},
             'medsynth.evaluation.subjects': { 'medsynth.evaluation.subjects.Subject': ( 'subjects.html#subject',

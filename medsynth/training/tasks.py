@@ -48,7 +48,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
               "features": {"steps": 60}, "translation_judge": {"steps": 20, "width": 8, "n_cases": 32}},
     "demo": {"processor": {"steps": 1000}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 400},
              "pretraining": {"steps": 500}, "synthesis": {"steps": 250}, "lesion_judge": {"steps": 1200},
-             "modality_judge": {"steps": 600}, "features": {"steps": 500}, "translation_judge": {"steps": 200}},
+             "modality_judge": {"steps": 600}, "features": {"steps": 1500}, "translation_judge": {"steps": 200}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},
             "translator": {"steps": 10000, "width": 32, "n_pairs": 12}, "pretraining": {"steps": 8000, "width": 32},
             "synthesis": {"steps": 10000, "width": 32, "n_pairs": 12}, "lesion_judge": {"steps": 5000, "width": 48},
@@ -63,7 +63,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
 }
 SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-run; other sizes are scaled from them
     "processor": 0.043, "density": 0.025, "lines": 0.15, "translator": 0.4, "pretraining": 0.13, "synthesis": 0.73,
-    "lesion_judge": 0.06, "modality_judge": 0.1, "features": 0.12, "translation_judge": 0.2}
+    "lesion_judge": 0.06, "modality_judge": 0.1, "features": 0.08, "translation_judge": 0.2}
 
 # %% ../../nbs/55_tasks.ipynb #dc6433de
 STAGES = {"processor": Processor, "density": Density, "lines": Lines, "translator": Translator,

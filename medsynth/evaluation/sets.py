@@ -120,7 +120,8 @@ def distance_note(court: Court, ours: np.ndarray, test: np.ndarray) -> str:
     few = min(len(flat(ours)), len(flat(test)))
     warned = f"only {few} images for 64 features; " if few < 640 else ""
     return (f"spoilt training images: {scale}; {warned}unbiased estimate {frechet_unbiased(flat(ours), flat(test)):.3f}, "
-            f"KID {kid(flat(ours), flat(test)):.4f}; features: VGG11, 64, taught modality and slice position on training patients, right on held-out ones: {right}")
+            f"KID {kid(flat(ours), flat(test)):.4f}; features: VGG11, 64, taught modality and slice position on training "
+            f"patients, right on held-out ones: {right}")
 
 # %% ../../nbs/87_sets.ipynb #c3e98328
 def distance_row(court: Court, subject: Subject, sets: list[np.ndarray], gan: Subject | None) -> Row:

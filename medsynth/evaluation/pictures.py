@@ -27,8 +27,9 @@ def three_cases(scores: np.ndarray) -> list[int]:  # worst, median, best
 
 
 def named(row: Row, cases: list[int]) -> list[str]:
-    """Name the picture's rows by rank and score."""
-    return [f"{rank} {abs(row.scores[i]):.3g}" for rank, i in zip(("worst", "median", "best"), cases, strict=True)]
+    """Name the picture's rows by rank and score; a modality that was taken for another is called wrong."""
+    scores = ["wrong" if row.name == "modalities" and row.scores[i] < 0 else f"{abs(row.scores[i]):.3g}" for i in cases]
+    return [f"{rank} {score}" for rank, score in zip(("worst", "median", "best"), scores, strict=True)]
 
 # %% ../../nbs/88_pictures.ipynb #5552745e
 def draw_images_of(row: Row, court: Court, subject: Subject, cases: list[int]) -> tuple[list, list[str]]:

@@ -191,7 +191,7 @@ def fid_row(court: Court, subject: Subject, weights: Path | None) -> Row:
     except BadRequest as e:
         if weights is not None:
             raise
-        return absent(*words, "none", str(e))
+        return absent(*words, "none", str(e).replace(str(Path.home()), "~"))
     inception = Court(**(court.__dict__ | {"features": net}))
     sets, test = [features_by_case(inception, c["x"]) for c in subject.sets], features_by_case(inception, court.test.x)
     sizes = {"cases": len(sets[0]), "patients": len(court.patients)}

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from skimage.io import imsave
 
 from medsynth.cli import main
 from medsynth.core.paths import home
+from medsynth.data.batches import parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS
+from medsynth.training.tasks import load_slices
 
 MEDSYNTH = Path(sys.executable).parent / "medsynth"
 
@@ -140,6 +143,18 @@ def test_quality_judges_a_run_and_a_folder(judged: subprocess.CompletedProcess, 
     of_folder = typed("quality", tmp_path / "cases")
     assert of_folder.returncode == 0, of_folder.stderr
     assert "(8 cases)" in of_folder.stdout and "PHANTOM" in of_folder.stdout
+
+
+def test_quality_judges_loose_images(judged: subprocess.CompletedProcess, tmp_path: Path) -> None:
+    """16-bit PNGs of one modality: a broken file is set aside and the rest is judged; without --modality it is a bad request."""
+    flair = load_slices(parse_data("phantom"), "smoke").side("test").x[:, 3].numpy()
+    for i, image in enumerate(flair):
+        imsave(tmp_path / f"{i}.png", (image * 65535).round().astype("uint16"), check_contrast=False)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    said = typed("quality", tmp_path, "--modality", "Flair")
+    assert said.returncode == 0 and "broken.png" in said.stderr, said.stderr
+    assert "better than noise alone          0.000" in said.stdout, "the held-out images themselves are at distance 0"
+    assert typed("quality", tmp_path).returncode == 2
 
 
 @pytest.mark.parametrize("command", ["reproduce", "train", "runs", "synthesise", "quality", "publish"])

@@ -187,6 +187,12 @@ def test_rows_without_what_they_need_say_so(court: rows.Court) -> None:
         assert row.verdict == "not measured" and row.note.startswith("needs") and quality.plain(row)["value"] is None
 
 
+def test_too_few_images_for_neighbours(court: rows.Court) -> None:
+    """One case of four images: precision is not measured, and says why."""
+    one = [sets.features_by_case(court, painted(1, 3)["x"])]
+    assert "at least 7 images" in sets.manifold_row(court, one).note
+
+
 def test_every_row_with_cases_has_a_picture(court: rows.Court) -> None:
     """Worst, median and best."""
     whole = subject(painted(12, 3))

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.runs import Run, code_hash
+from ..data.brain_ms import ATTRIBUTION
 from ..structure.slices import Slices
 from ..training.judges import right_answers
 from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, unfold
@@ -39,7 +40,7 @@ def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) ->
                    for s in (slices.side("train"), slices.side("test")))
     lesion = [nets("lesion_judge", f"lesion, {slices.modalities[i]}", modality=i)["judge"] for i in columns]
     features, modality = nets("features", "features")["features"], nets("modality_judge", "modality")["judge"]
-    told = right_answers(features, slices.side("test"))
+    told = right_answers(features, slices.side("test").to(next(features.parameters()).device))
     return Court(train, test, lesion, modality, features, slices.modalities, told, runs)
 
 
@@ -119,6 +120,7 @@ def judge(
     facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began, n_seeds)
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
+    caption += f"\n{ATTRIBUTION}" if slices.name == "brain_ms" else ""
     for row in rows:
         picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:

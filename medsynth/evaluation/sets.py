@@ -169,6 +169,9 @@ def manifold_row(court: Court, sets: list[np.ndarray]) -> Row:
     """Report precision, and density, recall and coverage beside it, over equal numbers of images."""
     test, patients = features_by_case(court, court.test.x), court.patients
     n, k = min(len(sets[0]), len(test)), test.shape[1]
+    words = ("precision", "in the real manifold", "precision of synthetic among held-out images, k = 5", "none")
+    if n * k < 7:
+        return absent(*words, f"needs at least 7 images, there are {n * k}")
     hits = [manifold_hits(flat(test), flat(f[:n])) for f in sets]
 
     def estimate(name: str) -> Estimate:
@@ -179,8 +182,8 @@ def manifold_row(court: Court, sets: list[np.ndarray]) -> Row:
                          {"patients": len(patients)}, len(sets))
 
     others = "; ".join(f"{name} {estimate(name).text}" for name in ("recall", "density", "coverage"))
-    return Row("precision", "in the real manifold", "precision of synthetic among held-out images, k = 5", "none",
-               estimate("precision"), "reported", others, f"{n * k} synthetic images against {len(flat(test))} held-out ones")
+    return Row(*words, estimate("precision"), "reported", others,
+               f"{n * k} synthetic images against {len(flat(test))} held-out ones")
 
 # %% ../../nbs/87_sets.ipynb #356c5cc1
 def fid_row(court: Court, subject: Subject, weights: Path | None) -> Row:

@@ -154,7 +154,7 @@ def dice_ratio(reading: Reading, counts: list[list[np.ndarray]]) -> Measure:
     def measure(s: int, rows: dict[str, np.ndarray]) -> float:
         drawn = [dice_of(counts[s][i][rows["cases"]].sum(0)) for i in reading.fit]
         real = [dice_of(reading.real[i][rows["patients"]].sum(0)) for i in reading.fit]
-        return float(np.mean(drawn) / np.mean(real)) if any(real) else float("nan")
+        return float(np.mean(drawn) / max(np.mean(real), 0.01))  # a judge that reads nothing gives no verdict anyway
     return measure
 
 # %% ../../nbs/86_rows.ipynb #d8e4d39a

@@ -8,6 +8,7 @@ import torch
 from skimage.io import imsave
 
 from medsynth.core.paths import BadRequest
+from medsynth.core.runs import Run
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
 from medsynth.evaluation import pictures, quality, rows, sets, subjects
@@ -106,6 +107,15 @@ def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:
     blind = rows.Court(**(court.__dict__ | {"lesion": [Threshold(2.0) for _ in range(4)]}))
     row = rows.lesion_row(blind, subject(painted(20, 3)), {})
     assert row.verdict == "judge weak" and "no judge reaches Dice 0.6" in row.note
+    inside = rows.inside_row(blind, subject(painted(20, 3)), {})
+    assert inside.verdict == "judge weak" and "no verdict" in inside.note
+
+
+def test_a_run_of_another_profile_is_refused() -> None:
+    """Cases of one size are not judged by judges of another."""
+    run = Run(Path("some-run"), {"profile": "demo", "stage": "synthesis"})
+    with pytest.raises(BadRequest, match="Give --profile demo"):
+        subjects.slices_of_run(run, REQUEST)
 
 
 def test_lesions_outside_the_organ_by_hand(court: rows.Court) -> None:

@@ -155,6 +155,9 @@ def folder_subject(
 # %% ../../nbs/85_subjects.ipynb #5e376eee
 def slices_of_run(run: Run, request: Request) -> Slices:
     """Prepare the data a run was trained on; BadRequest when --data is not that data."""
+    if run.params["profile"] != request.profile:
+        raise BadRequest(explain(f"--profile {request.profile}", f"the profile of {run.id}", request.profile,
+                                 f"Give --profile {run.params['profile']}."))
     slices = slices_for(request.data, run.params["profile"], run.params.get("data_changes", {}))
     if slices.hash != run.params["data_hash"]:
         raise BadRequest(explain(f"--data {request.data_text}", f"the data of {run.id}, {run.params['data']} with hash "

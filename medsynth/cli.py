@@ -149,11 +149,13 @@ def run_quality(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(f"{p['state']:12s} {p['minutes']:7.2f} min  {p['run']}" for p in planned))
         return 0
-    rows, path = judge(args.target, request, args.seeds, not args.no_controls, args.modality, value_range, inception)
+    rows, path = judge(args.target, request, args.seeds, not args.no_controls, args.modality, value_range, inception, args.strict)
     if args.json:
         print(json.dumps({"provenance": read_json(path), "rows": [plain(r) for r in rows]}, indent=1, ensure_ascii=False))
         return 0
     print("\n".join(describe_row(r) for r in rows))
+    for name, why in read_json(path)["files_set_aside"].items():
+        print(f"set aside, not judged: {name}: {why}")
     kind = "PHANTOM" if request.data.name == "phantom" else "real images"
     minutes = (time.time() - began) / 60
     print(f"{kind}, profile {request.profile}; table, pictures and provenance: {path.parent}  ({minutes:.1f} minutes)")

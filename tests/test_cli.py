@@ -108,14 +108,15 @@ def test_quality_judges_a_task(judged: subprocess.CompletedProcess) -> None:
     assert judged.returncode == 0, judged.stderr
     said = json.loads(judged.stdout)
     by_name = {r["name"]: r for r in said["rows"]}
-    assert list(by_name) == ["modalities", "lesion", "inside", "registered", "teaches registration", "maps whole", "maps varied",
-                             "memorised images", "memorised maps", "distance", "precision", "ms-ssim", "fid"]
-    assert all(r["value"] is not None and r["verdict"] for n, r in by_name.items() if n != "fid")
+    assert list(by_name) == ["modalities", "lesion", "read back", "inside", "registered", "teaches registration", "maps whole",
+                             "maps varied", "memorised images", "memorised maps", "distance", "precision", "ms-ssim", "fid"]
+    assert all(r["value"] is not None and r["verdict"] for n, r in by_name.items() if n not in ("fid", "inside"))
+    assert by_name["inside"]["value"] is not None or "read no lesion" in by_name["inside"]["note"]
     assert "no label input" in by_name["lesion"]["beside"] and "no L_les" in by_name["lesion"]["beside"]
-    assert "no Alg. 4" in by_name["inside"]["beside"] and "misregistered" in by_name["registered"]["beside"]
+    assert "misregistered" in by_name["registered"]["beside"] and "(2 scales)" in by_name["ms-ssim"]["measured"]
     assert "GAN#" in by_name["distance"]["beside"] and "unbiased" in by_name["distance"]["note"]
     folder = home() / "artefacts" / "phantom" / "smoke"
-    for name in ("modalities", "lesion", "inside", "registered", "maps_whole", "memorised_images", "memorised_maps", "distance"):
+    for name in (n.replace(" ", "_") for n, row in by_name.items() if row["value"] is not None):
         assert (folder / f"quality_{name}.png").exists() and (folder / f"quality_{name}.json").exists()
     assert len(said["provenance"]["feature_net"]["weights"]) == 12
     lesion = {f"lesion, {m}" for m in ("T1", "T2", "T1c", "Flair")}
@@ -155,7 +156,12 @@ def test_quality_judges_loose_images(judged: subprocess.CompletedProcess, tmp_pa
     assert said.returncode == 0 and "broken.png" in said.stderr, said.stderr
     distance = next(r["value"] for r in json.loads(said.stdout)["rows"] if r["name"] == "distance")
     assert abs(distance) < 1e-3, "the held-out images themselves"
+    assert list(json.loads(said.stdout)["provenance"]["files_set_aside"]) == ["broken.png"]
     assert typed("quality", tmp_path).returncode == 2
+    strict = typed("quality", tmp_path, "--modality", "Flair", "--strict")
+    assert strict.returncode == 2 and "broken.png" in strict.stderr
+    none = typed("quality", tmp_path, "--modality", "Flair", "--inception", tmp_path / "absent.pth")
+    assert none.returncode == 2 and "absent.pth" in none.stderr
 
 
 @pytest.mark.parametrize("command", ["reproduce", "train", "runs", "synthesise", "quality", "publish"])

@@ -11,11 +11,14 @@ from medsynth.core.paths import BadRequest
 from medsynth.core.runs import Run
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
-from medsynth.evaluation import pictures, quality, rows, sets, subjects
+from medsynth.evaluation import pictures, quality, reading, rows, sets, subjects
 from medsynth.evaluation.catalogue import Request
 from medsynth.evaluation.subjects import Subject
+from medsynth.metrics.lesion import overlap
 from medsynth.nets.readers import FeatureNet
-from medsynth.structure.slices import Slices, reduced_cohort
+from medsynth.nets.unet import UNet
+from medsynth.structure.slices import Slices
+from medsynth.training.processors import read_labels
 from medsynth.training.tasks import load_slices
 
 MODALITIES = ("T1", "T2", "T1c", "Flair")
@@ -96,26 +99,46 @@ def test_lesions_elsewhere_are_found_out(court: rows.Court) -> None:
     """Dice over Dice is 1 where labels are obeyed, and falls apart from a control that ignores them."""
     cases = painted(20, 3)
     ignoring = cases | {"label": cases["label"].roll(1, 0)}
-    row = rows.lesion_row(court, subject(cases), {"no label input": subject(ignoring)})
+    row = reading.lesion_row(court, subject(cases), {"no label input": subject(ignoring)})
     assert row.value.value == 1 and row.verdict == "reached" and ", apart" in row.beside and row.value.n == 4
-    row = rows.lesion_row(court, subject(ignoring), {"no label input": subject(cases)})
+    row = reading.lesion_row(court, subject(ignoring), {"no label input": subject(cases)})
     assert row.value.value < 0.5 and row.verdict == "missed"
 
 
 def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:
     """A judge that reads nothing on real images says so."""
     blind = rows.Court(**(court.__dict__ | {"lesion": [Threshold(2.0) for _ in range(4)]}))
-    row = rows.lesion_row(blind, subject(painted(20, 3)), {})
+    row = reading.lesion_row(blind, subject(painted(20, 3)), {})
     assert row.verdict == "judge weak" and "no judge reaches Dice 0.6" in row.note
-    inside = rows.inside_row(blind, subject(painted(20, 3)), {})
+    inside = reading.inside_row(blind, subject(painted(20, 3)), {})
+    assert inside.verdict == "not measured" and "read no lesion" in inside.note
+    poor = rows.Court(**(court.__dict__ | {"lesion": [Threshold(0.0) for _ in range(4)]}))
+    inside = reading.inside_row(poor, subject(painted(20, 3)), {})
     assert inside.verdict == "judge weak" and "no verdict" in inside.note
+
+
+def test_the_other_measures_agree_with_the_library(court: rows.Court) -> None:
+    """IoU, sensitivity and accuracy of pooled pixels are `overlap`'s, which are torchmetrics'."""
+    cases = painted(12, 3)
+    net = Threshold(0.5)
+    moved = cases["label"].roll(1, 3)
+    told = reading.judge_reads(net, cases["x"][:, :1], moved)
+    expected = overlap(read_labels(net, cases["x"][:, :1]), moved)
+    ours = {n: reading.share_of(told, np.arange(12), n) for n in ("IoU", "sensitivity", "accuracy")}
+    assert ours == pytest.approx({"IoU": expected["iou"], "sensitivity": expected["sensitivity"],
+                                  "accuracy": expected["accuracy"]}, abs=1e-6)
+    row = reading.measures_row(court, subject(cases))
+    assert row.value.value == 1 and "mAP at 0.5 1.000" in row.note and "plane MSE" in row.note
 
 
 def test_a_run_of_another_profile_is_refused() -> None:
     """Cases of one size are not judged by judges of another."""
-    run = Run(Path("some-run"), {"profile": "demo", "stage": "synthesis"})
+    run = Run(Path("some-run"), {"profile": "demo", "stage": "synthesis", "seed": 0})
     with pytest.raises(BadRequest, match="Give --profile demo"):
         subjects.slices_of_run(run, REQUEST)
+    same = Run(Path("some-run"), {"profile": "smoke", "stage": "synthesis", "seed": 1000})
+    with pytest.raises(BadRequest, match="Give another --seed"):
+        subjects.slices_of_run(same, REQUEST)
 
 
 def test_lesions_outside_the_organ_by_hand(court: rows.Court) -> None:
@@ -123,62 +146,105 @@ def test_lesions_outside_the_organ_by_hand(court: rows.Court) -> None:
     cases = painted(8, 3)
     cases["x"][:, :, 10:14, 18:22], cases["x"][:, :, :, :18] = 1.0, 0.2
     cases["x"][:, :, :10, 18:], cases["x"][:, :, 14:, 18:] = 0.2, 0.2
-    row = rows.inside_row(court, subject(cases), {})
+    row = reading.inside_row(court, subject(cases), {})
     assert row.value.value == 0.5 and row.verdict == "missed", "two columns of four are outside (20 and 21)"
-    assert rows.inside_row(court, subject(painted(8, 3)), {"no Alg. 4": subject(cases)}).verdict == "reached"
+    assert reading.inside_row(court, subject(painted(8, 3)), {"no Alg. 4": subject(cases)}).verdict == "reached"
 
 
-def test_a_moved_modality_is_measured(court: rows.Court) -> None:
-    """T2 moved by 3 px: 3 px, and the goal is missed."""
+@pytest.fixture(scope="module")
+def brains() -> torch.Tensor:
+    """Six slices of one phantom patient, (6, 4, 96, 80)."""
     cohort = phantom_cohort(1, 1, 6, (96, 80))
-    x = torch.from_numpy(np.stack([cohort.patients[0].images[m] for m in MODALITIES], 1))
-    moved = x.clone()
-    moved[:, 1] = x[:, 1].roll(3, 2)
-    assert rows.shifts_of(subject({"x": x}))[0].max() < 0.5
-    assert abs(np.median(rows.shifts_of(subject({"x": moved}))[0]) - 3) < 0.25
+    return torch.from_numpy(np.stack([cohort.patients[0].images[m] for m in MODALITIES], 1))
+
+
+def test_a_moved_modality_is_measured(court: rows.Court, brains: torch.Tensor) -> None:
+    """T2 moved by 3 px: a shift of 3 px, and the goal is missed."""
+    moved = brains.clone()
+    moved[:, 1] = brains[:, 1].roll(3, 2)
+    assert rows.shifts_of(subject({"x": brains}))[0].max() < 0.5
+    row = rows.shift_row(court, subject({"x": moved}), {})
+    assert abs(row.value.value - 3) < 0.25 and row.verdict == "missed"
+
+
+def test_registration_must_help_a_misregistered_cohort(court: rows.Court, brains: torch.Tensor) -> None:
+    """With L_reg 0 px and without 3 px, the goal is reached; swapped it is missed, whatever the chain itself does."""
+    moved = brains.clone()
+    moved[:, 1] = brains[:, 1].roll(3, 2)
+    good, bad = subject({"x": brains}), subject({"x": moved})
+    row = rows.shift_row(court, good, {"misregistered, L_reg": good, "misregistered, no L_reg": bad})
+    assert row.verdict == "reached" and "one model seed" in row.beside
+    swapped = rows.shift_row(court, good, {"misregistered, L_reg": bad, "misregistered, no L_reg": good})
+    assert swapped.verdict == "missed" and "lower by -" in swapped.beside
+
+
+def smooth_cohort(seed: int, patients: int) -> Slices:
+    """Draw patients of five slices each: smooth random images, each patient with a shape of its own, and their level lines."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(patients, 1, 4, 6, 6, generator=g) + 0.5 * torch.randn(patients, 5, 4, 6, 6, generator=g)
+    x = torch.nn.functional.interpolate(coarse.flatten(0, 1), (24, 24), mode="bicubic").sigmoid()
+    s = ((x[:, :1] - 0.5).abs() < 0.05).float()
+    tensors = {"x": x, "s": s, "m": 0 * s, "l": 0 * s, "patient": torch.arange(patients).repeat_interleave(5)}
+    return Slices("made up", False, MODALITIES, 2, "-", (), {}, tensors)
 
 
 def test_planted_copies_fail() -> None:
-    """New phantom patients pass; with 5% copies of training images among them they fail, and so do 5% copies of maps."""
-    cohort = phantom_cohort(30, 10, 6, (96, 80))
-    tensors = reduced_cohort(cohort, (48, 40), 2)
-    slices = Slices("phantom", False, MODALITIES, 5, "-", (), {}, tensors)
-    court = rows.Court(slices.side("train"), slices.side("test"), [], ByMean(), ByMean(), MODALITIES, {}, {})
-    other = reduced_cohort(phantom_cohort(20, 1, 6, (96, 80), seed=9), (48, 40), 2)
-    cases = {k: other[k].clone().float() for k in ("x", "s")}
+    """New patients pass; with 5% copies of training images among them they fail, and so do 5% copies of maps."""
+    train, test, new = (smooth_cohort(seed, 100) for seed in (0, 1, 2))
+    court = rows.Court(train, test, [], ByMean(), ByMean(), MODALITIES, {}, {})
     for key in ("x", "s"):
-        honest = sets.memory_row(court, subject(cases), key)
-        copied = {key: cases[key].clone()}
-        copied[key][::20] = court.train.tensors[key][: len(copied[key][::20])]
-        caught = sets.memory_row(court, subject(copied), key)
-        assert caught.value.value >= 0.05 > 0.02 and caught.verdict == "missed"
-        assert honest.value.value < caught.value.value and caught.scores.min() == 0
+        honest = sets.memory_row(court, subject({key: new.tensors[key]}), key)
+        assert honest.value.value <= 0.02 and honest.verdict == "reached", (key, honest.value.text)
+        copied = new.tensors[key].clone()
+        copied[::20] = train.tensors[key][:25]
+        caught = sets.memory_row(court, subject({key: copied}), key)
+        assert caught.value.value >= 0.05 and caught.verdict == "missed" and caught.scores.min() == 0
 
 
 def test_the_yardstick_must_be_apart(court: rows.Court) -> None:
     """Cases like the real ones are nearer than noise, apart; noise judged against them is not."""
     good, noise = subject(painted(20, 3)), subject({"x": torch.rand(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))})
-    features = [sets.features_by_case(court, s.sets[0]["x"]) for s in (good, noise)]
-    assert sets.distance_row(court, good, features[:1], noise).verdict == "reached"
-    assert sets.distance_row(court, noise, features[1:], good).verdict == "missed"
-    assert sets.distance_row(court, good, features[:1], None).verdict == "not run: GAN#"
+    better = sets.distance_row(court, good, sets.one_pass(court, good, noise), noise)
+    assert better.verdict == "reached" and better.value.low >= 0 and "unbiased" in better.note
+    assert sets.distance_row(court, noise, sets.one_pass(court, noise, good), good).verdict == "missed"
+    alone = sets.one_pass(court, good, None)
+    assert sets.distance_row(court, good, alone, None).verdict == "not run: GAN#"
 
 
-def test_manifold_hits_equal_prdc() -> None:
-    """The means of the per-image answers are the prdc package's numbers."""
+def test_a_yardstick_trained_shorter_gives_no_verdict(court: rows.Court) -> None:
+    """GAN# with less than nine tenths of our minutes was not given the same time."""
+    ours, theirs = subject(painted(20, 3)), subject({"x": torch.rand(20, 4, 24, 24)})
+    hurried = Subject(**(theirs.__dict__ | {"minutes": 0.5}))
+    assert sets.distance_row(court, ours, sets.one_pass(court, ours, hurried), hurried).verdict == "unequal time"
+
+
+def test_manifold_shares_equal_prdc() -> None:
+    """Over all images, they are the prdc package's numbers."""
     from medsynth.metrics.distribution import prdc
     g = torch.Generator().manual_seed(0)
     real, fake = torch.randn(60, 3, generator=g).double(), 0.5 + torch.randn(50, 3, generator=g).double()
-    ours = {n: v.mean() for n, v in sets.manifold_hits(real, fake).items()}
+    balls, every = sets.manifold_balls(real, fake), (np.arange(60), np.arange(50))
+    ours = {n: sets.manifold_share(balls, n, *every) for n in ("precision", "recall", "density", "coverage")}
     assert ours == pytest.approx(prdc(real, fake), abs=1e-9)
 
 
 def test_one_test_patient_has_no_interval(court: rows.Court) -> None:
-    """The row says n = 1."""
+    """Every row that rests on the test patient's slices says n = 1, also those over pairs and neighbours."""
     keep = court.test.patient == 0
     one = Slices(**(court.test.__dict__ | {"tensors": {k: v[keep] for k, v in court.test.tensors.items()}}))
-    row = rows.lesion_row(rows.Court(**(court.__dict__ | {"test": one})), subject(painted(9, 3)), {})
-    assert row.value.low is None and "n = 1 patient, no interval" in row.value.text
+    alone, whole = rows.Court(**(court.__dict__ | {"test": one})), subject(painted(9, 3))
+    passed = sets.one_pass(alone, whole, None)
+    for row in (reading.lesion_row(alone, whole, {}), sets.whole_row(alone, whole), sets.variety_row(alone, whole),
+                sets.memory_row(alone, whole, "x"), sets.distance_row(alone, whole, passed, None),
+                sets.manifold_row(alone, passed), sets.likeness_row(alone, whole)):
+        assert row.value.low is None and "n = 1 patient, no interval" in row.value.text, row.name
+        assert "[" not in row.beside, (row.name, row.beside)
+
+
+def test_pairs_follow_the_patients_that_are_drawn() -> None:
+    """Patients 0, 0, 2 drawn: a pair of 0 and 2 counts twice, of 0 and 1 never, of 0 and 0 twice."""
+    weights = sets.pair_weights(np.array([0, 0, 0]), np.array([2, 1, 0]), np.array([0, 0, 2]))
+    assert weights.tolist() == [2, 0, 2]
 
 
 def test_seeds_enter_the_interval(court: rows.Court) -> None:
@@ -192,23 +258,30 @@ def test_seeds_enter_the_interval(court: rows.Court) -> None:
 def test_rows_without_what_they_need_say_so(court: rows.Court) -> None:
     """Loose images have no labels, masks or maps."""
     bare = subject({"x": painted(9, 3)["x"]})
-    for row in (rows.lesion_row(court, bare, {}), rows.inside_row(court, bare, {}), sets.whole_row(court, bare),
+    for row in (reading.lesion_row(court, bare, {}), reading.inside_row(court, bare, {}), sets.whole_row(court, bare),
                 sets.variety_row(court, bare), sets.memory_row(court, bare, "s")):
         assert row.verdict == "not measured" and row.note.startswith("needs") and quality.plain(row)["value"] is None
 
 
 def test_too_few_images_for_neighbours(court: rows.Court) -> None:
     """One case of four images: precision is not measured, and says why."""
-    one = [sets.features_by_case(court, painted(1, 3)["x"])]
-    assert "at least 7 images" in sets.manifold_row(court, one).note
+    one = subject(painted(1, 3))
+    passed = sets.one_pass(court, one, None)
+    assert "at least 7 images" in sets.manifold_row(court, passed).note
+    assert "at least two" in sets.variety_row(court, one).note and sets.likeness_row(court, one).value.value > 0
+    assert "unbiased" not in sets.distance_row(court, one, passed, None).note
 
 
 def test_every_row_with_cases_has_a_picture(court: rows.Court) -> None:
     """Worst, median and best."""
     whole = subject(painted(12, 3))
-    for row in (rows.modality_row(court, whole), rows.lesion_row(court, whole, {}), rows.inside_row(court, whole, {}),
-                rows.shift_row(court, whole, {}), sets.whole_row(court, whole), sets.memory_row(court, whole, "x"),
-                sets.memory_row(court, whole, "s")):
+    passed = sets.one_pass(court, whole, None)
+    translator = UNet(1, 1, 4, 4)
+    for row in (rows.modality_row(court, whole), reading.lesion_row(court, whole, {}), reading.inside_row(court, whole, {}),
+                reading.measures_row(court, whole), rows.shift_row(court, whole, {}),
+                rows.translation_row(court, ([translator], translator)), sets.whole_row(court, whole),
+                sets.variety_row(court, whole), sets.memory_row(court, whole, "x"), sets.memory_row(court, whole, "s"),
+                sets.distance_row(court, whole, passed, None), sets.manifold_row(court, passed), sets.likeness_row(court, whole)):
         assert pictures.draw_row(row, court, whole, None) is not None, row.name
 
 

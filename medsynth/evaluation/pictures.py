@@ -16,7 +16,8 @@ from ..metrics.privacy import nearest, soften
 from ..metrics.registration import edge_map
 from ..show import Picture, grid, paint_label
 from ..structure.whole import filled_mask
-from .rows import Court, Row, read_cases
+from .reading import read_cases
+from .rows import Court, Row
 from .subjects import Subject
 
 # %% ../../nbs/88_pictures.ipynb #b72cdcf6
@@ -79,15 +80,15 @@ def draw_neighbours(row: Row, court: Court, subject: Subject, cases: list[int]) 
 # %% ../../nbs/88_pictures.ipynb #67cc426f
 DRAWN = {"modalities": draw_images_of, "lesion": draw_reading, "inside": draw_reading, "registered": draw_edges,
          "maps whole": draw_maps_of, "memorised images": draw_neighbours, "memorised maps": draw_neighbours,
-         "distance": draw_images_of}
+         "distance": draw_images_of, "precision": draw_images_of, "read back": draw_reading}
 
 
 def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None, caption: str = "") -> Picture | None:
     """Draw the worst, median and best case of a row, for the distance with GAN#'s first cases below; None without cases."""
-    if row.scores is None or row.name not in DRAWN:
+    if row.scores is None:
         return None
     cases = three_cases(row.scores)
-    rows, columns = DRAWN[row.name](row, court, subject, cases)
+    rows, columns = row.shown(cases) if row.shown else DRAWN[row.name](row, court, subject, cases)
     names = named(row, cases)
     if row.name == "distance" and gan is not None:
         rows, names = rows + [list(x) for x in gan.sets[0]["x"][:3]], names + ["GAN#"] * 3

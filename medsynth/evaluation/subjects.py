@@ -9,7 +9,7 @@ __all__ = ['CASES', 'CONTROL_CASES', 'CASE_SEED', 'MISREGISTERED', 'CONTROLS', '
            'folder_subject', 'slices_of_run', 'planned_run', 'open_target', 'run_asked', 'translators', 'beside']
 
 # %% ../../nbs/85_subjects.ipynb #6543bb2e
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ class Subject:
     sets: list[dict[str, torch.Tensor]]
     runs: list[str]  # ids of what made them
     minutes: float = float("nan")  # of training, mean over seeds, everything it builds on included
+    set_aside: dict[str, str] = field(default_factory=dict)  # file -> why it could not be judged
 
     def has(self, *names: str) -> bool:
         """Tell whether all cases have these tensors."""
@@ -119,9 +120,13 @@ def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
     return drawn | {name: chain_subject(name, request, n, n_seeds, **changes) for name, changes in CONTROLS.items()}
 
 # %% ../../nbs/85_subjects.ipynb #ce929901
-def dataset_cases(folder: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Read a data set of `medsynth synthesise` into memory: cases, and the names of the modalities."""
+def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Read a data set of `medsynth synthesise`: cases, names of the modalities; BadRequest where it learnt from other data."""
     about = read_json(folder / "dataset.json")
+    if about["data_hash"] != slices.hash:
+        made = f"{about['trained_on']}, profile {about['profile']}, hash {about['data_hash']}"
+        raise BadRequest(explain(str(folder), f"a data set learnt from {slices.name} with hash {slices.hash}", made,
+                                 "Give the --data and --profile it was made with."))
     cases = [load_case(p) for p in sorted(folder.glob("case_*.npz"))]
     if not cases:
         raise BadRequest(explain(str(folder), "files case_*.npz", "none", "Run `medsynth synthesise` again."))
@@ -138,23 +143,28 @@ def folder_subject(
     value_range: tuple[float, float] | None = None,  # of loose float images
 ) -> Subject:
     """Read what is judged from a folder; BadRequest when it does not fit the data it is compared with."""
+    aside = {}
     if (folder / "dataset.json").exists():
-        cases, modalities = dataset_cases(folder)
+        cases, modalities = dataset_cases(folder, slices)
     elif modality is None:
         raise BadRequest(explain(str(folder), "dataset.json, or --modality for loose images", "neither",
                                  f"Give --modality of {', '.join(slices.modalities)}."))
     else:
-        cases, modalities = {"x": read_folder(folder, value_range)[0]}, (modality,)
+        images, _, aside = read_folder(folder, value_range)
+        cases, modalities = {"x": images}, (modality,)
     unknown = [m for m in modalities if m not in slices.modalities]
     if unknown:
         raise BadRequest(explain(str(folder), f"modalities of {', '.join(slices.modalities)}", ", ".join(unknown),
                                  "Check --data and --modality."))
     check_alike(cases["x"], slices.x[:, [slices.modalities.index(m) for m in modalities]], str(folder))
-    return Subject(folder.name, modalities, [cases], [])
+    return Subject(folder.name, modalities, [cases], [], set_aside=aside)
 
 # %% ../../nbs/85_subjects.ipynb #5e376eee
 def slices_of_run(run: Run, request: Request) -> Slices:
     """Prepare the data a run was trained on; BadRequest when --data is not that data."""
+    if run.params["seed"] == request.seed + JUDGE_SEED:
+        raise BadRequest(explain(f"--seed {request.seed}", f"judges of another seed than {run.id}",
+                                 f"{run.params['seed']} for both", "Give another --seed."))
     if run.params["profile"] != request.profile:
         raise BadRequest(explain(f"--profile {request.profile}", f"the profile of {run.id}", request.profile,
                                  f"Give --profile {run.params['profile']}."))
@@ -203,7 +213,7 @@ def translators(request: Request, n_seeds: int) -> tuple[list, object]:
     """Open the translators that learnt from each seed's synthetic cases, and the one that learnt from real images."""
     words = (request.task, "translation_judge", request.data, request.recipe, request.profile)
     synthetic = [get_nets(*words, request.seed + i)["translator"] for i in range(n_seeds)]
-    return synthetic, get_nets(*words, JUDGE_SEED, trained_on="real")["translator"]
+    return synthetic, get_nets(*words, request.seed + JUDGE_SEED, trained_on="real")["translator"]
 
 
 def beside(request: Request, subject: Subject, size: tuple[int, int], n_seeds: int) -> tuple[Subject, dict[str, Subject]]:

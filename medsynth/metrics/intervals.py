@@ -39,6 +39,11 @@ class Estimate:
         return f"{digits(self.value)} [{digits(self.low)}, {digits(self.high)}] ({counted})"
 
     @property
+    def short(self) -> str:
+        """Word the estimate without its units: "0.812 [0.790, 0.834]", or the number alone where it has no interval."""
+        return self.text.partition(" (")[0]
+
+    @property
     def apart(self) -> bool | None:
         """Tell whether the interval excludes 0; None without an interval."""
         return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
@@ -68,6 +73,7 @@ def bootstrap(
     draws: int = 1000,
     seed: int = 0,
     recentre: bool = False,  # move the draws so that their mean is the value
+    least: float = -np.inf,  # the smallest value that the measure can have: no interval reaches below it
 ) -> Estimate:
     """Estimate a measure with its percentile interval (Efron 1979); no interval with one unit, BadRequest with none."""
     _checked(counts, n_seeds, unit)
@@ -84,7 +90,7 @@ def bootstrap(
     if len(kept) < 0.9 * draws:
         return Estimate(value, None, None, counts[unit], unit)
     low, high = np.percentile(kept, [2.5, 97.5]) + (value - kept.mean() if recentre else 0.0)
-    return Estimate(value, float(low), float(high), counts[unit], unit)
+    return Estimate(value, max(float(low), least), float(high), counts[unit], unit)
 
 # %% ../../nbs/43_intervals.ipynb #61cf39cf
 def difference(
@@ -95,6 +101,7 @@ def difference(
     unit: str = "patients",
     draws: int = 1000,
     seed: int = 0,
+    recentre: bool = False,
 ) -> Estimate:
     """Estimate a - b, both measured on the same rows and seeds; `apart` tells whether 0 lies outside."""
-    return bootstrap(lambda s, rows: a(s, rows) - b(s, rows), counts, n_seeds, unit, draws, seed)
+    return bootstrap(lambda s, rows: a(s, rows) - b(s, rows), counts, n_seeds, unit, draws, seed, recentre)

@@ -35,7 +35,8 @@ def request_of(args: argparse.Namespace) -> Request:
     """Turn the shared options into a request; BadRequest for what does not exist, and with --strict for bad records."""
     request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
-    slices = load_slices(request.data, request.profile)
+    changes = parse_changes(getattr(args, "set", None) or [])
+    slices = load_slices(request.data, request.profile, bool(changes.get("data.incomplete", False)))
     if args.strict and slices.set_aside:
         raise BadRequest(explain(f"--data {args.data} --strict", "no bad record", f"{len(slices.set_aside)}",
                                  " ".join(slices.set_aside.values())))
@@ -188,7 +189,7 @@ COMMANDS = {
 
 def add_request(parser: argparse.ArgumentParser, seed_help: str) -> None:
     """Add the options that every request has."""
-    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms; "
+    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms, brats2015_subset; "
                         "without a path it is looked for under $MEDSYNTH_DATA")
     parser.add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     parser.add_argument("--recipe", default="mended", help=f"{', '.join(RECIPES)} (default mended)")

@@ -40,6 +40,10 @@ def test_lesion_by_hand() -> None:
     assert abs(lesion.segmentation_loss(even, label).item() - 0.693147) < 1e-5
     contrast = lesion.lesion_contrast(tensor(0.9, 0.5, 0.3, 0), tensor(1, 0, 0, 0), tensor(0, 0, 0, 1))
     assert abs(contrast.item() - 0.5) < 1e-12
+    two = torch.cat([tensor(0.9, 0.5, 0.3, 0), torch.zeros(1, 1, 1, 4)])  # the second image is lacking
+    there = [lesion.lesion_contrast(two, tensor(1, 0, 0, 0).repeat(2, 1, 1, 1), tensor(0, 0, 0, 1).repeat(2, 1, 1, 1), p).item()
+             for p in (None, torch.tensor([[1.0], [0]]))]
+    assert abs(there[0] - 0.25) < 1e-12 and abs(there[1] - 0.5) < 1e-12, "zeros count, or they do not"
 
 
 def test_a_right_reading_costs_nothing() -> None:

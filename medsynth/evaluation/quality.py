@@ -21,7 +21,7 @@ from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.paths import BadRequest, explain
 from ..core.runs import Run, code_hash
-from ..data.brain_ms import ATTRIBUTION
+from ..data.batches import ATTRIBUTIONS
 from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
@@ -161,7 +161,7 @@ def judge(
     facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began)
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
-    caption += f"\n{ATTRIBUTION}" if slices.name == "brain_ms" else ""
+    caption += f"\n{ATTRIBUTIONS[slices.name]}" if slices.real else ""
     for row in rows:
         picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:

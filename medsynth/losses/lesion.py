@@ -60,12 +60,15 @@ def lesion_contrast(
     x: torch.Tensor,  # (B, k, H, W)
     label: torch.Tensor,  # (B, 1, H, W)
     m: torch.Tensor,  # (B, 1, H, W), 1 = background
+    present: torch.Tensor | None = None,  # (B, k) of 0 and 1, which images there are; None: all
 ) -> torch.Tensor:  # (k,) mean over lesion pixels less mean over the rest of the organ, of the images with a lesion
     """Measure how far lesions stand out in each modality, in units of intensity; 0 where no image has a lesion."""
     lesion = (label > 0).to(x)
     rest = (1 - lesion) * (1 - m) * lesion.amax((1, 2, 3), keepdim=True)
-    inside = (x * lesion).sum((0, 2, 3)) / lesion.sum().clamp(min=1)
-    around = (x * rest).sum((0, 2, 3)) / rest.sum().clamp(min=1)
+    if present is not None:
+        lesion, rest = (a * present[:, :, None, None].to(x) for a in (lesion, rest))
+    inside = (x * lesion).sum((0, 2, 3)) / lesion.sum((0, 2, 3)).clamp(min=1)
+    around = (x * rest).sum((0, 2, 3)) / rest.sum((0, 2, 3)).clamp(min=1)
     return inside - around
 
 

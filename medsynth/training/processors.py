@@ -15,7 +15,7 @@ from ..metrics.lesion import dice
 from ..nets.unet import UNet
 from ..show import Picture, grid, paint_label
 from ..structure.lesions import one_hot, warp
-from ..structure.slices import Slices, batch_of
+from ..structure.slices import Slices, batch_of, having
 from .loop import descend, set_lr
 
 # %% ../../nbs/51_processors.ipynb #1b9ea3c0
@@ -63,7 +63,7 @@ class Processor:
         norm: str = "none",  # "instance" is the thesis's (D28, D29)
         loss: str = "cross-entropy",  # or "planes", eq. (22)
     ):
-        self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
+        self.data, self.seed, self.batch = having(slices.side("train"), modality).to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps
         self.loss = {"cross-entropy": segmentation_loss, "planes": read_back_loss}[loss]
         net = UNet(1, slices.n_classes, width, norm=norm).to(fabric.device)

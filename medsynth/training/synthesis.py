@@ -20,7 +20,7 @@ from ..nets.unet import UNet, decode_all, encode
 from ..show import Picture, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW, fuse_noise
 from ..structure.lesions import choose_labels, one_hot
-from ..structure.slices import Slices, batch_of
+from ..structure.slices import Slices, batch_of, present_in
 from .loop import descend, set_lr
 from .structure import draw_maps
 from .translator import draw_pairs, of_pairs, translate
@@ -79,7 +79,7 @@ class Pretraining:
         """Learn one batch of real slices."""
         b = batch_of(self.data, self.batch, self.seed, "pretraining", t)
         x_g = paint(self.nets["generator"], b["s"], b["m"], b["l"], noise_like(b["s"]), self.data.n_classes, self.k,
-                    self.label_input)
+                    self.label_input) * b["present"][:, :, None, None]  # what is lacking is 0 on both sides
         loss = pretraining_loss(x_g, b["x"], lesion_weight(b["m"], b["l"]))
         set_lr(self.optimisers["generator"], self.lr, t, self.steps)
         descend(self.fabric, self.optimisers["generator"], loss)
@@ -165,7 +165,7 @@ class Synthesis:
         self.nets = {"generator": needs["generator"], "critic": critic}
         rates = {"generator": lr, "critic": critic_lr}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), rates[n], (0.5, 0.999)) for n, net in self.nets.items()}
-        self.real_contrast = lesion_contrast(self.data.x, self.data.l, self.data.m)
+        self.real_contrast = lesion_contrast(self.data.x, self.data.l, self.data.m, present_in(self.data))
 
     def step(self, t: int) -> dict[str, float]:
         """Train D and then G on new maps, with a batch of real slices beside them."""
@@ -197,11 +197,11 @@ def adversarial_step(
     both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k, stage.label_input)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
     view = draw_view()
-    of_critic = critic_terms(stage.nets["critic"], real["x"], x_g, view)
+    of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
     readers = {**stage.readers, "critic": stage.nets["critic"]}
     terms = generator_terms(readers, x_g, m, label, stage.real_contrast, stage.n_pairs, view)
-    terms["anchor"] = pretraining_loss(x_r, real["x"], lesion_weight(real["m"], real["l"]))
+    terms["anchor"] = pretraining_loss(x_r * real["present"][:, :, None, None], real["x"], lesion_weight(real["m"], real["l"]))
     weights = dict(stage.weights)
     weights["registration"] *= ramp(t, stage.steps) if stage.ramps else 1.0
     descend(stage.fabric, stage.optimisers["generator"], sum(weights[n] * v for n, v in terms.items()))

@@ -56,14 +56,18 @@ def critic_terms(
 
 # %% ../../nbs/53_translator.ipynb #21d78439
 def translator_terms(
-    nets: dict, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor, view: list[int]
+    nets: dict, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor, view: list[int],
+    present: torch.Tensor,  # (B, k) of 0 and 1: whether x_i is the patient's own, or a stand-in
 ) -> dict[str, torch.Tensor]:
-    """Compute G_t's losses: back again (19), like the registered target, and past the critic (21)."""
+    """Compute G_t's losses: back again (19), like the registered target where both are there, past the critic (21)."""
     there = x_t.flatten(0, 1)[:, None]
     source, target = (pairs[:, i].to(x.device).repeat_interleave(len(x)) for i in (0, 1))
     cycled = decode(nets["translator"], encode(nets["translator"], there), source).sigmoid()
     d, c = nets["critic"](turned(there, view))
-    return {"cycle": squared_error(cycled, of_pairs(x, pairs, 0)), "supervised": squared_error(there, of_pairs(x, pairs, 1)),
+    own = present[:, :, None, None]
+    paired = of_pairs(own, pairs, 0) * of_pairs(own, pairs, 1)
+    return {"cycle": squared_error(cycled, of_pairs(x, pairs, 0)),
+            "supervised": squared_error(there * paired, of_pairs(x, pairs, 1) * paired),
             "adversarial": adversary_loss(d), "modality": modality_loss(c, target)}
 
 # %% ../../nbs/53_translator.ipynb #38eeb72b
@@ -106,14 +110,15 @@ class Translator:
 # %% ../../nbs/53_translator.ipynb #3a65220d
 def translator_step(stage: Translator, t: int) -> dict[str, float]:
     """Train D_t (20) and then G_t (19), (21) on the pairs of this step."""
-    x, pairs = batch_of(stage.data, stage.batch, stage.seed, "translator", t)["x"], draw_pairs(stage.k, stage.n_pairs)
+    b, pairs = batch_of(stage.data, stage.batch, stage.seed, "translator", t), draw_pairs(stage.k, stage.n_pairs)
+    x = b["x_any"]
     for n, optimiser in stage.optimisers.items():
         set_lr(optimiser, stage.lr[n], t, stage.steps)
     x_t = translate(stage.nets["translator"], x, pairs)
     view = draw_view()
     of_critic = critic_terms(stage.nets["critic"], x, pairs, x_t, view)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
-    terms = translator_terms(stage.nets, x, pairs, x_t, view)
+    terms = translator_terms(stage.nets, x, pairs, x_t, view, b["present"])
     descend(stage.fabric, stage.optimisers["translator"], sum(stage.weights[n] * v for n, v in terms.items()))
     return {n: v.item() for n, v in (of_critic | terms).items()}
 

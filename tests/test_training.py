@@ -14,8 +14,18 @@ import torch
 from medsynth.core.paths import BadRequest
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
+from medsynth.show import Picture, curves
 from medsynth.training import tasks
-from medsynth.training.loop import Diverged, open_fabric, train
+from medsynth.training.loop import (
+    SATURATED_STEPS,
+    Diverged,
+    descend,
+    open_fabric,
+    read_metrics,
+    saturated_since,
+    train,
+    training_curves,
+)
 
 PHANTOM = parse_data("phantom")
 REQUEST = ("brain", "synthesis", PHANTOM, "mended", "smoke", 0)
@@ -201,3 +211,69 @@ def test_a_change_of_an_unknown_stage_is_refused() -> None:
     """`--set lesions.lr=1` names no stage; it used to be ignored."""
     with pytest.raises(BadRequest, match="STAGE of"):
         tasks.plan(*REQUEST, **{"lesions.lr": 1})
+
+
+class Stub:
+    """A stage of one weight w = 3 that is pulled to 1 by (w - 1)^2 at a rate of 1/4, and D's answers as given."""
+
+    def __init__(self, unsure_at: int = -1):
+        net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(net.weight, 3.0)
+        self.nets, self.unsure_at = {"net": net}, unsure_at
+        self.optimisers = {"net": torch.optim.SGD(net.parameters(), 0.25)}
+
+    def step(self, t: int) -> dict[str, float]:
+        net, one = self.nets["net"], torch.ones(1, 1)
+        loss = (net(one) - 1).square().sum()
+        descend(open_fabric(), self.optimisers["net"], loss)
+        (100 * net(one)).sum().backward()  # as another network's loss leaves its gradient behind
+        return {"loss": loss.item(), "d_real": 0.5 if t == self.unsure_at else 0.95, "d_fake": 0.05}
+
+    def picture(self) -> Picture:
+        return curves({"none": [0.0]})
+
+
+def stub_run(**more: object) -> object:
+    """Name a run of the stub."""
+    return run_of({"task": "brain", "data": "none", "stage": "stub", "recipe": "mended", "profile": "smoke", "seed": 0} | more)
+
+
+def test_gradient_norms_are_those_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d/dw (w - 1)^2 = 2 (w - 1): 4 at w = 3, then 2, 1, each half the one before; what is left over later does not count."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    assert read_metrics(run)["grad_net"] == [4.0, 2.0, 1.0] and read_metrics(run)["loss"] == [4.0, 1.0, 0.25]
+    assert [ax.get_ylabel() for ax in training_curves(run).axes] == ["losses", "D on real and fake", "gradient norms"]
+
+
+def test_a_line_cut_short_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 may leave half a last line, even one that could be read: it is dropped."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    whole = (run.path / "metrics.jsonl").read_text()
+    for cut in (20, 1):  # in the middle of a number, and the end of the line alone
+        (run.path / "metrics.jsonl").write_text(whole[:-cut])
+        assert read_metrics(run)["step"] == [0, 1]
+
+
+def test_a_saturated_critic_stops_the_run_and_a_resumed_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right for SATURATED_STEPS rows on end, counted from the last doubt; resumed, at the same step with the same words."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    end = SATURATED_STEPS + 17
+    for n, steps in (("whole", (end + 20,)), ("in two pieces", (SATURATED_STEPS - 40, end + 20))):
+        with pytest.raises(Diverged, match=f"at step {end}: .*since step 18.*--set stub.critic_lr") as said:
+            for s in steps:
+                (stub_run(note=n).path / "done.json").unlink(missing_ok=True)
+                train(stub_run(note=n), Stub(unsure_at=17), s, 0, open_fabric(), 50)
+        assert "medsynth" not in str(said.value) and stub_run(note=n).state == "interrupted"
+
+
+def test_only_a_critic_with_targets_saturates() -> None:
+    """Far beyond its targets, as Wasserstein's, or without answers, no critic is called saturated; one doubt is enough."""
+    def rows(d_real: float, d_fake: float) -> list[dict]:
+        return [{"step": t, "d_real": d_real, "d_fake": d_fake} for t in range(SATURATED_STEPS + 5)]
+
+    assert saturated_since(rows(0.95, 0.05)) == 5
+    assert saturated_since(rows(40.0, -30.0)) is None and saturated_since([{"step": 0, "loss": 1.0}] * 300) is None
+    assert saturated_since(rows(0.95, 0.05)[:-6]) is None
+    assert saturated_since([*rows(0.95, 0.05)[:-1], {"step": 204, "d_real": 0.8, "d_fake": 0.0}]) is None

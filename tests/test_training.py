@@ -12,9 +12,14 @@ import pytest
 import torch
 
 from medsynth.core.paths import BadRequest
+from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
+from medsynth.nets.unet import UNet
+from medsynth.nets.vae import DensityVAE, Flow, Refiner
+from medsynth.structure.whole import redraw
 from medsynth.training import tasks
+from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
 
 PHANTOM = parse_data("phantom")
@@ -201,3 +206,62 @@ def test_a_change_of_an_unknown_stage_is_refused() -> None:
     """`--set lesions.lr=1` names no stage; it used to be ignored."""
     with pytest.raises(BadRequest, match="STAGE of"):
         tasks.plan(*REQUEST, **{"lesions.lr": 1})
+
+
+def box_and_mask(gap: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A 10 x 10 ring with a gap of some px on 16 x 16, and the mask of the closed one."""
+    s, m = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    s[..., 3:13, 3:13], m[..., 3:13, 3:13] = 1, 0
+    s[..., 4:12, 4:12] = 0
+    s[..., 3, 5 : 5 + gap] = 0
+    return s, m
+
+
+def test_what_is_not_whole_is_drawn_again() -> None:
+    """Gaps by record and try: the first try that closes is taken, later and worse ones are not; then the best is kept."""
+    gaps = [[0, 5, 3], [5, 0, 5], [5, 0, 4]]  # try -> record
+    asked = []
+
+    def draw(t: int) -> dict[str, torch.Tensor]:
+        asked.append(t)
+        s, m = zip(*(box_and_mask(g) for g in gaps[t]), strict=True)
+        return {"s": torch.cat(s), "m": torch.cat(m), "gap": torch.tensor(gaps[t])}
+
+    found = redraw(draw, 0.0, 3)
+    assert asked == [0, 1, 2] and found["gap"].tolist() == [0, 0, 3] and found["tries"].tolist() == [1, 2, 3]
+    open_ring = (36 - 3) / 256  # of the 100 organ pixels the ring's own 36 - 3 are found
+    assert found["mismatch"].tolist() == pytest.approx([0, 0, 100 / 256 - open_ring])
+    asked.clear()
+    assert redraw(draw, 1.0, 3)["gap"].tolist() == gaps[0] and asked == [0], "delta 1 accepts every map"
+
+
+@pytest.fixture(scope="module")
+def toy_nets() -> dict:
+    """Untrained networks of the coarse-to-fine structure generator."""
+    torch.manual_seed(0)
+    return {"vae": DensityVAE((12, 10), 8, 32), "flow": Flow(8), "refiner": Refiner(4), "G_m": UNet(1, 1, 4, norm="none")}
+
+
+def test_a_map_has_the_same_bytes_in_any_company(toy_nets: dict) -> None:
+    """Records alone, in another order and in a long list agree to the bit; unfiltered ones are the plain drawing's."""
+    delta = draw_whole_maps(toy_nets, 3, list(range(16)), 1.0)["mismatch"].median().item()
+    many = draw_whole_maps(toy_nets, 3, list(range(16)), delta, 4)
+    assert 1 < many["tries"].max() <= 4
+    for records in ([5], [12, 3], list(range(7, 16))):
+        few = draw_whole_maps(toy_nets, 3, records, delta, 4)
+        assert all(torch.equal(few[n], many[n][records]) for n in many)
+    plain = draw_whole_maps(toy_nets, 3, list(range(8)), 1.0)
+    first = many["tries"][:8] == 1
+    assert torch.equal(plain["z"][first], many["z"][:8][first]) and not torch.equal(plain["z"], many["z"][:8])
+    assert torch.equal(draw_maps(toy_nets, plain["z"], normal(3, "refiner", list(range(8)), (1, 48, 40)))[0], plain["s"])
+
+
+def test_delta_is_of_training_maps_without_lesion() -> None:
+    """Neither a test map nor one with a lesion moves delta, where ten and more are without."""
+    slices = tasks.load_slices(PHANTOM, "smoke")
+    twice = {n: torch.cat([v, v]) for n, v in slices.tensors.items()}
+    spoilt = twice["test"] | (twice["l"] > 0).flatten(1).any(1)
+    assert (~spoilt).sum() >= 10
+    broken = twice | {"s": torch.where(spoilt.view(-1, 1, 1, 1), 0 * twice["s"], twice["s"])}
+    whole, half = (training_delta(type(slices)(**(slices.__dict__ | {"tensors": v}))) for v in (twice, broken))
+    assert whole == half > 0

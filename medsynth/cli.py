@@ -34,7 +34,7 @@ def request_of(args: argparse.Namespace) -> Request:
     """Turn the shared options into a request; BadRequest for what does not exist, and with --strict for bad records."""
     request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
-    slices = load_slices(request.data, request.profile)
+    slices = load_slices(request.data, request.profile, request.recipe)
     if args.strict and slices.set_aside:
         raise BadRequest(explain(f"--data {args.data} --strict", "no bad record", f"{len(slices.set_aside)}",
                                  " ".join(slices.set_aside.values())))

@@ -21,8 +21,8 @@ from ..show import Picture, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW, fuse_noise
 from ..structure.lesions import choose_labels, one_hot
 from ..structure.slices import Slices, batch_of
+from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
-from .structure import draw_maps
 from .translator import draw_pairs, of_pairs, translate
 
 # %% ../../nbs/54_synthesis.ipynb #42b493f8
@@ -155,6 +155,7 @@ class Synthesis:
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
         label_input: bool = True,  # as in pre-training (D6)
+        structure: str = "two_step",  # or "one_step": who draws the maps (D36); read by chapter 55
         **weights: float,  # changes to WEIGHTS
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
@@ -179,7 +180,7 @@ class Synthesis:
 # %% ../../nbs/54_synthesis.ipynb #a6cbaacd
 def draw_cases(stage: Synthesis, t: int, n: int) -> tuple[torch.Tensor, ...]:
     """Draw n generated maps, their masks, and labels that fit them (Algorithm 4)."""
-    s, m = draw_maps(stage.maps, torch.randn(n, stage.maps["vae"].latent).to(stage.data.x.device))
+    s, m = draw_maps(stage.maps, torch.randn(n, latent_of(stage.maps)).to(stage.data.x.device))
     label, _ = choose_labels(stage.data.labels, m, key(stage.seed, "synthesis labels", t), list(range(n)), n_tries=4)
     return s * (1 - (label > 0).to(s)), m, label
 

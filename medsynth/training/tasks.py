@@ -24,6 +24,7 @@ from ..data.batches import DataRef
 from ..structure.slices import Slices, prepare
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, open_fabric, train
+from .one_step import OneStep
 from .processors import Processor
 from .structure import Density, Lines
 from .synthesis import Pretraining, Synthesis
@@ -42,19 +43,23 @@ PROFILES = {
 }
 STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
     "smoke": {"processor": {"steps": 80, "width": 8}, "density": {"steps": 300, "width": 64, "latent": 8, "n_moved": 4},
-              "lines": {"steps": 80, "width": 8, "n_moved": 4}, "translator": {"steps": 30, "width": 8},
+              "lines": {"steps": 80, "width": 8, "n_moved": 4},
+              "one_step": {"steps": 60, "width": 8, "n_moved": 4}, "translator": {"steps": 30, "width": 8},
               "pretraining": {"steps": 100, "width": 8}, "synthesis": {"steps": 30, "width": 8},
               "lesion_judge": {"steps": 80, "width": 8}, "modality_judge": {"steps": 60, "width": 8},
               "features": {"steps": 60}, "translation_judge": {"steps": 20, "width": 8, "n_cases": 32}},
     "demo": {"processor": {"steps": 1000}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 400},
+             "one_step": {"steps": 450},
              "pretraining": {"steps": 500}, "synthesis": {"steps": 250}, "lesion_judge": {"steps": 1200},
              "modality_judge": {"steps": 600}, "features": {"steps": 1500}, "translation_judge": {"steps": 200}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},
+            "one_step": {"steps": 16000, "width": 32},
             "translator": {"steps": 10000, "width": 32, "n_pairs": 12}, "pretraining": {"steps": 8000, "width": 32},
             "synthesis": {"steps": 10000, "width": 32, "n_pairs": 12}, "lesion_judge": {"steps": 5000, "width": 48},
             "modality_judge": {"steps": 2000}, "features": {"steps": 5000}, "translation_judge": {"steps": 5000, "width": 32}},
     "paper": {"processor": {"steps": 600000, "width": 64, "lr": 1e-5}, "density": {"steps": 100000},
               "lines": {"steps": 600000, "width": 48, "lr": 1e-5},
+              "one_step": {"steps": 600000, "width": 64, "lr": 1e-5},
               "translator": {"steps": 600000, "width": 64, "lr": 1e-5, "n_pairs": 12},
               "pretraining": {"steps": 600000, "width": 64, "lr": 1e-5},
               "synthesis": {"steps": 600000, "width": 64, "lr": 1e-5, "n_pairs": 12},
@@ -63,10 +68,10 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
 }
 SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-run; other sizes are scaled from them
     "processor": 0.043, "density": 0.025, "lines": 0.15, "translator": 0.4, "pretraining": 0.13, "synthesis": 0.73,
-    "lesion_judge": 0.06, "modality_judge": 0.1, "features": 0.08, "translation_judge": 0.2}
+    "one_step": 0.25, "lesion_judge": 0.06, "modality_judge": 0.1, "features": 0.08, "translation_judge": 0.2}
 
 # %% ../../nbs/55_tasks.ipynb #dc6433de
-STAGES = {"processor": Processor, "density": Density, "lines": Lines, "translator": Translator,
+STAGES = {"processor": Processor, "density": Density, "lines": Lines, "one_step": OneStep, "translator": Translator,
           "pretraining": Pretraining, "synthesis": Synthesis, "lesion_judge": LesionJudge, "modality_judge": ModalityJudge,
           "features": Features, "translation_judge": TranslationJudge}
 TASKS = {"brain": {"data": ("phantom", "brain_ms")}}
@@ -84,12 +89,12 @@ def builds_on(stage: str, k: int, settings: dict) -> list[tuple[str, dict]]:
     """List the stages, with arguments, that a stage of k modalities builds on."""
     if stage == "lines":
         return [("density", {})]
+    maps = ("one_step",) if settings.get("structure") == "one_step" else ("density", "lines")
     if stage == "translation_judge":
-        return [(s, {}) for s in ("density", "lines", "synthesis")] if settings.get("trained_on") != "real" else []
+        return [(s, {}) for s in (*maps, "synthesis")] if settings.get("trained_on") != "real" else []
     if stage != "synthesis":
         return []
-    once = [(s, {}) for s in ("density", "lines", "pretraining", "translator")]
-    return once + [("processor", {"modality": i}) for i in range(k)]
+    return [(s, {}) for s in (*maps, "pretraining", "translator")] + [("processor", {"modality": i}) for i in range(k)]
 
 
 def networks_for(stage: str, nets: list[dict]) -> dict:
@@ -98,10 +103,12 @@ def networks_for(stage: str, nets: list[dict]) -> dict:
         return {n: frozen(nets[0][n]) for n in ("vae", "flow", "G_m")}
     if stage not in ("synthesis", "translation_judge") or not nets:
         return {}
-    maps = {n: frozen({**nets[0], **nets[1]}[n]) for n in ("vae", "flow", "G_m", "refiner")}
+    n_maps = 1 if "G_s" in nets[0] else 2  # stages that the structure generator takes
+    draw = {n: net for of_stage in nets[:n_maps] for n, net in of_stage.items() if n in ("vae", "flow", "refiner", "G_s", "G_m")}
+    maps = {n: frozen(net) for n, net in draw.items()}
     if stage == "translation_judge":
-        return {"maps": maps, "generator": frozen(nets[2]["generator"])}
-    _, _, pretraining, translator, *processors = nets
+        return {"maps": maps, "generator": frozen(nets[n_maps]["generator"])}
+    pretraining, translator, *processors = nets[n_maps:]
     return {"maps": maps, "generator": pretraining["generator"], "translator": frozen(translator["translator"]),
             "processors": [frozen(p["processor"]) for p in processors]}
 

@@ -23,6 +23,7 @@ from medsynth.structure.whole import redraw
 from medsynth.training import loop, tasks
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
+from medsynth.training.one_step import ONE_STEP_WEIGHTS, OneStep, one_step_terms, overall_loss
 
 PHANTOM = parse_data("phantom")
 REQUEST = ("brain", "synthesis", PHANTOM, "mended", "smoke", 0)
@@ -333,3 +334,59 @@ def test_delta_is_of_training_maps_with_a_closed_outline() -> None:
     broken = twice | {"s": torch.where(spoilt.view(-1, 1, 1, 1), 0 * twice["s"], twice["s"])}
     whole, half = (training_delta(type(slices)(**(slices.__dict__ | {"tensors": v}))) for v in (twice, broken))
     assert whole == half > 0
+
+
+def test_overall_mean_and_deviation_by_hand() -> None:
+    """Codes 1 and 3: mean 2, deviation sqrt(2); a code with one unit of deviation 16 and 255 dead ones costs nothing."""
+    assert overall_loss(torch.tensor([[1.0, 3.0]])).item() == pytest.approx(4 + (2**0.5 - 1) ** 2)
+    dead = torch.zeros(2000, 256)
+    dead[:, 0] = 16 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    assert overall_loss(dead) < 0.01
+
+
+@pytest.fixture(scope="module")
+def toy_one_step() -> OneStep:
+    """The one-step stage, untrained."""
+    torch.manual_seed(0)
+    return OneStep(tasks.load_slices(PHANTOM, "smoke"), 0, {}, open_fabric(), batch=2, steps=4, width=2, n_moved=0)
+
+
+def test_losses_of_the_one_step_generator(toy_one_step: OneStep) -> None:
+    """A G_s that draws no line at all: |s - 0|^2 and |s - 0| are both the share of lines, and nothing lies outside."""
+    nets = dict(toy_one_step.nets) | {"G_s": lambda z: torch.full((len(z), 1, 48, 40), -40.0)}
+    s = torch.zeros(2, 1, 48, 40)
+    s[:, :, 10:20, 10:22] = 1
+    terms, f, s_g = one_step_terms(nets, s, "overall")
+    assert terms["squared"].item() == pytest.approx(120 / 1920) == terms["absolute"].item()
+    assert terms["outside"] < 1e-6 and f.shape == (2, 256) and s_g.max() < 1e-6
+    nets["G_s"] = lambda z: torch.full((len(z), 1, 48, 40), 40.0)  # lines everywhere
+    nets["G_m"] = lambda a: torch.where(torch.arange(40) < 10, 40.0, -40.0).expand(len(a), 1, 48, 40)  # a quarter is background
+    assert one_step_terms(nets, s, "unit")[0]["outside"].item() == pytest.approx(0.25 + 0.25), "(7) and (11)"
+
+
+def test_the_mask_network_is_not_moved_by_eq_11(toy_one_step: OneStep) -> None:
+    """The optimiser that descends (7), (9), (11) holds E_s and G_s alone; in one step every network learns."""
+    nets, optimisers = toy_one_step.nets, toy_one_step.optimisers
+    held = {id(p) for group in optimisers["made"].param_groups for p in group["params"]}
+    assert held == {id(p) for n in ("E_s", "G_s") for p in nets[n].parameters()}
+    before = {n: [p.clone() for p in net.parameters()] for n, net in nets.items()}
+    numbers = toy_one_step.step(0)
+    assert set(ONE_STEP_WEIGHTS) - {"D_z", "D_s", "mask"} < set(numbers) >= {"D_z", "D_s", "mask"}
+    assert all(any(not torch.equal(a, b) for a, b in zip(before[n], net.parameters(), strict=True)) for n, net in nets.items())
+    with pytest.raises(ValueError, match="overall or unit"):
+        OneStep(toy_one_step.data, 0, {}, open_fabric(), kl="none")
+
+
+def test_either_structure_generator_draws_for_synthesis(toy_one_step: OneStep) -> None:
+    """By name: the plan builds on the one-step run, and its networks draw whole maps as the two-step ones do."""
+    changes = {"structure": "one_step"}
+    run, below = tasks.plan(*REQUEST, **changes)
+    stages = [r.params["stage"] for r, _ in below]
+    assert stages[:2] == ["one_step", "pretraining"] and not {"density", "lines"} & set(stages)
+    assert run.id != tasks.plan(*REQUEST)[0].id
+    others = [{"generator": torch.nn.Identity()}, {"translator": torch.nn.Identity()}, {"processor": torch.nn.Identity()}]
+    maps = tasks.networks_for("synthesis", [dict(toy_one_step.nets), *others])["maps"]
+    assert set(maps) == {"G_s", "G_m"}
+    drawn = draw_whole_maps(maps, 0, [3, 1], 0.0, 2)
+    assert drawn["s"].shape == drawn["m"].shape == (2, 1, 48, 40) and drawn["z"].shape == (2, 256)
+    assert drawn["tries"].tolist() == [2, 2] or (drawn["mismatch"] == 0).any()

@@ -179,6 +179,7 @@ class TranslationJudge:
     def __init__(
         self, slices: Slices, seed: int, needs: dict, fabric: Fabric, trained_on: str = "synthetic", n_cases: int = 200,
         width: int = 16, batch: int = 4, steps: int = 200, n_pairs: int = 4, lr: float = 1e-3,
+        structure: str = "two_step",  # or "one_step": who draws the maps, as in its synthesis stage; read by chapter 55
     ):
         if trained_on not in ("synthetic", "real"):
             raise ValueError(f"trained_on must be synthetic or real, not {trained_on!r}")

@@ -21,7 +21,7 @@ from ..nets.vae import DensityVAE, Flow, Refiner, code_critic
 from ..show import Picture, grid
 from ..structure.pool import POOL_PX, coarse, draw_batch, map_pool
 from ..structure.slices import Slices
-from .drawing import draw_maps
+from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
 
 # %% ../../nbs/52_structure.ipynb #6cf14650
@@ -50,9 +50,10 @@ class Density:
         sd: float = 0.12,  # of the likelihood, in units of density
         n_moved: int = 24,
         mask_width: int = 8,
+        code_adversarial: float = 1.0,  # weight of (9) against D_z beside fit and KL, in nats; 0 leaves D_z out of E_s's loss
     ):
         self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
-        self.batch, self.steps, self.lr, self.sd = batch, steps, lr, sd
+        self.batch, self.steps, self.lr, self.sd, self.code_adversarial = batch, steps, lr, sd, code_adversarial
         self.nets = {"vae": DensityVAE(tuple(n // POOL_PX for n in slices.size), latent, width),
                      "D_z": code_critic(latent), "flow": Flow(latent),
                      "G_m": UNet(1, 1, mask_width, norm="none")}
@@ -90,7 +91,8 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     f = terms.pop("code")
     of_critic = critic_loss(stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach()))
     warm = min(1.0, 5 * (t + 1) / stage.steps)
-    descend(stage.fabric, stage.optimisers["vae"], terms["fit"] + warm * terms["kl"] + terms["code_adversarial"])
+    descend(stage.fabric, stage.optimisers["vae"], terms["fit"] + warm * terms["kl"]
+            + stage.code_adversarial * terms["code_adversarial"])
     descend(stage.fabric, stage.optimisers["D_z"], of_critic)
     of_flow = flow_loss(*stage.nets["flow"](f.detach()))
     descend(stage.fabric, stage.optimisers["flow"], of_flow)
@@ -179,7 +181,7 @@ def map_grid(stage: Lines) -> Picture:
     torch.manual_seed(0)
     s, m = draw_batch(stage.pool, 8)
     nets = {**stage.below, **stage.nets}
-    made = [draw_maps(nets, torch.randn(8, nets["vae"].latent).to(s)) for _ in range(2)]
+    made = [draw_maps(nets, torch.randn(8, latent_of(nets)).to(s)) for _ in range(2)]
     rows = [[(a + 0.35 * b)[0].cpu().clamp(0, 1) for a, b in zip(*maps, strict=True)] for maps in ((s, m), *made)]
     return grid(rows, names=["real", "from N(0, 1)", "from N(0, 1)"])
 

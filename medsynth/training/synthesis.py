@@ -198,8 +198,8 @@ class Synthesis:
         views: bool = True,  # D sees images shifted and flipped; False is the thesis's
         fake_classes: bool = False,  # True is the thesis's (D7)
         summed_pairs: bool = False,  # True: (16) sums over the k - 1 partners of a modality, as printed; False: their mean
-        maps: str = "coarse-to-fine",  # which structure generator draws; "one-step" is the thesis's (D36)
         label_input: bool = True,  # as in pre-training (D6)
+        structure: str = "two_step",  # who draws the maps; "one_step" is the thesis's (D36); read by chapter 55
         **weights: float,  # changes to WEIGHTS
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric

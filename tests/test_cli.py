@@ -12,6 +12,7 @@ import pytest
 from skimage.io import imsave
 
 from medsynth.cli import main
+from medsynth.core.artefacts import REDISTRIBUTABLE
 from medsynth.core.paths import home
 from medsynth.data.batches import parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS
@@ -219,3 +220,21 @@ def test_real_brain_mri_at_smoke(brain_ms: Path, tmp_path: Path) -> None:
     assert worse.returncode == 0 and "patient07" in worse.stderr and "set aside" in worse.stderr, worse.stderr
     strict = typed("reproduce", "fig_06", "--data", data, "--strict", MEDSYNTH_HOME=str(tmp_path / "home"))
     assert strict.returncode == 2 and "patient07" in strict.stderr and "Traceback" not in strict.stderr
+
+
+@pytest.mark.real_data
+def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path: Path) -> None:
+    """Train the whole chain on Flair and T1c with five classes, then write cases; figures with real pixels stay at home."""
+    home = str(tmp_path / "home")
+    data = f"brats2015_subset={brats2015_subset}"
+    words = ("brain", "--data", data, "--profile", "smoke")
+    trained = typed("train", "brain", "synthesis", *words[1:], MEDSYNTH_HOME=home)
+    assert trained.returncode == 0, trained.stderr
+    made = typed("synthesise", *words, "--n", "3", "--out", str(tmp_path / "cases"), MEDSYNTH_HOME=home)
+    assert made.returncode == 0, made.stderr
+    about = json.loads((tmp_path / "cases" / "dataset.json").read_text())
+    assert about["modalities"] == ["Flair", "T1c"] and about["n_classes"] == 5
+    figure = typed("reproduce", "fig_06", *words[1:], MEDSYNTH_HOME=home)
+    assert figure.returncode == 0, figure.stderr
+    facts = json.loads((tmp_path / "home" / "artefacts" / "brats2015_subset" / "smoke" / "fig_06.json").read_text())
+    assert facts["shows_real_images"] and "brats2015_subset" not in REDISTRIBUTABLE, "its licence keeps it out of figures/"

@@ -1,11 +1,15 @@
 """Layer structure: parity with scipy, the variants of Algorithm 1, Algorithm 4, noise fusion."""
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from medsynth.core.paths import BadRequest
 from medsynth.data.batches import parse_data
-from medsynth.structure import edges, fusion, lesions, mask, slices
+from medsynth.data.phantom import phantom_cohort
+from medsynth.structure import edges, fusion, lesions, mask, slices, whole
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,71 @@ def test_prepared_slices_are_cached_and_split_by_patient() -> None:
     assert set(train.patient.tolist()).isdisjoint(test.patient.tolist()) and len(train.x) + len(test.x) == 12
     assert len(a.labels) == int((train.l > 0).flatten(1).any(1).sum())
     assert slices.prepare(parse_data("phantom"), (48, 40), 2, small | {"seed": 1}).hash != a.hash
+
+
+def test_an_outline_outlives_the_lesion_that_touches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disc whose tumour reaches its border: with 0 px its map is open, with 2 px it is closed, and only lines near it stay."""
+    yy, xx = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    disc = 0.6 * (((yy - 32) ** 2 + (xx - 32) ** 2).sqrt() < 22).float()[None, None]
+    tumour = torch.zeros_like(disc)
+    tumour[..., 24:40, :32] = 1
+    maps = {}
+    for px in (0, 2):
+        monkeypatch.setitem(slices.OUTLINE_PX, "brats2015_subset", px)
+        maps[px] = slices.extract("brats2015_subset", {"Flair": disc}, tumour)
+    m = maps[0]["m"]
+    assert torch.equal(maps[0]["s_free"], lesions.remove_lesion(maps[0]["s"], tumour, 2)), "0 px: the thesis's removal"
+    assert whole.mismatch(maps[0]["s_free"], m) > 0.2 and whole.mismatch(maps[2]["s_free"], m) < 0.01
+    more = maps[2]["s_free"] - maps[0]["s_free"]
+    assert more.sum() > 0 and (more * (1 - lesions.dilate(m, 2))).sum() == 0
+
+
+def half_empty() -> slices.Slices:
+    """Six slices of two modalities filled with 1..6 and 11..16; slices 1 and 4 lack the second one."""
+    x = torch.stack([torch.arange(1.0, 7), torch.arange(11.0, 17)], 1)[:, :, None, None].expand(6, 2, 4, 4).clone()
+    present = torch.ones(6, 2, dtype=torch.bool)
+    present[[1, 4], 1], x[[1, 4], 1] = False, 0
+    empty = torch.zeros(6, 1, 4, 4)
+    tensors = {"x": x, "present": present, "s": empty, "m": empty, "l": empty, "labels": empty[:, 0],
+               "patient": torch.arange(6), "test": torch.zeros(6, dtype=torch.bool)}
+    return slices.Slices("toy", False, ("a", "b"), 2, "0", tuple("abcdef"), {}, tensors)
+
+
+def test_stand_ins_by_hand() -> None:
+    """Of slices 0, 2, 3, 5, who have it, row 1 gets number 1 % 4 = 1, which is slice 2; row 4 gets 4 % 4 = 0, slice 0."""
+    data = half_empty()
+    got = slices.stand_ins(data, torch.tensor([0, 1, 4]))[:, :, 0, 0]
+    assert got.tolist() == [[1, 11], [2, 13], [5, 11]]
+    assert data.x[1, 1].max() == 0, "the slices themselves are left alone"
+    assert slices.having(data, 1).patient.tolist() == slices.having(data).patient.tolist() == [0, 2, 3, 5]
+    assert len(slices.having(data, 0).x) == 6
+    b = slices.batch_of(data, 6, 0, "toy", 0)
+    assert torch.equal(b["present"][:, 1] == 0, b["x"][:, 1].amax((1, 2)) == 0) and b["x_any"].amin() >= 1
+
+
+def test_slices_with_every_modality_stand_for_themselves() -> None:
+    """Without `present`, or with it all true, x_any is x and every slice is kept."""
+    data = half_empty()
+    complete = slices.Slices(**(data.__dict__ | {"tensors": {k: v for k, v in data.tensors.items() if k != "present"}}))
+    b = slices.batch_of(complete, 4, 0, "toy", 1)
+    assert torch.equal(b["x"], b["x_any"]) and b["present"].min() == 1 and len(slices.having(complete).x) == 6
+
+
+def test_a_training_patient_without_a_modality_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`incomplete` keeps it with x 0 and present False there; without any T2 left in training it is a bad request."""
+    def lacking(names: tuple[str, ...]) -> None:
+        cohort = phantom_cohort(3, 1, 2, (48, 40))
+        patients = [dataclasses.replace(p, images={k: v for k, v in p.images.items() if k != "T2" or p.name not in names})
+                    for p in cohort.patients]
+        monkeypatch.setattr(slices, "read_cohort", lambda *_: dataclasses.replace(cohort, patients=patients))
+
+    lacking(("phantom000",))
+    data = slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 77}, incomplete=True)
+    absent = ~data.present
+    assert absent.sum() == 2 and absent[:2, data.modalities.index("T2")].all() and data.x[absent].max() == 0
+    lacking(("phantom000", "phantom001"))
+    with pytest.raises(BadRequest, match="modality T2"):
+        slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 78}, incomplete=True)
 
 
 @pytest.mark.gpu

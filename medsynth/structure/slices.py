@@ -220,7 +220,8 @@ def stand_ins(
         return x
     for i in range(x.shape[1]):
         those, absent = present[:, i].nonzero()[:, 0], ~present[rows, i]
-        x[absent, i] = slices.x[those[rows[absent] % len(those)], i].float()
+        if len(those):  # else it stays 0, as among the slices that a processor of another modality reads
+            x[absent, i] = slices.x[those[rows[absent] % len(those)], i].float()
     return x
 
 

@@ -132,3 +132,60 @@ def test_instance_norm_hides_the_spread_of_a_code() -> None:
         with torch.no_grad():
             change = ((critic(10 * code) - critic(code)).std() / critic(code).std()).item()
         assert (change > 1) == seen, (norm, change)
+def weights(net: torch.nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_parameter_counts_by_hand() -> None:
+    """At w = 64: 9ab + b for a convolution from a to b channels, 2b for a norm."""
+    convolutions = (640, 73_856, 295_168, 590_080, 590_080, 1_179_904, 442_496, 110_656, 577)  # stem, 3 down, middle, 3 up, head
+    assert weights(UNet(1, 1, 64, norm="none")) == sum(convolutions) == 3_283_457
+    norms = 2 * (64 + 128 + 256 + 256 + 256 + 256 + 128 + 64)
+    assert weights(UNet(1, 1, 64)) == 3_283_457 + norms
+    assert weights(UNet(1, 1, 64, 4, condition="planes")) == 3_283_457 + norms + 9 * 4 * 256
+    eight = 640 + 73_856 + 295_168 + 590_080 + 1_180_160 + 3 * 2_359_808
+    strided = 36_928 + 147_584 + 590_080
+    assert eight == 9_219_328, "VGG11's convolutions on one channel"
+    assert weights(vgg11(1, 64, norm="none")[0]) == eight + strided
+    assert weights(Critic(1, 64, two_heads=True, norm="none")) == eight + strided + 2 * (9 * 512 + 1)
+
+
+def test_default_networks_start_from_the_same_bits() -> None:
+    """New arguments draw nothing: the last convolution of each starts where it always has, from seed 0."""
+    def last(net: torch.nn.Module) -> float:
+        return [p for p in net.parameters() if p.dim() == 4][-1].detach().flatten()[0].item()
+    starts = ((lambda: UNet(2, 1, 8, 4), 0.146617), (lambda: UNet(1, 5, 8, norm="none"), -0.146469),
+              (lambda: Critic(1, 8, True), -0.013042), (lambda: Critic(1, 8, norm="instance"), 0.004327))
+    for build, first in starts:
+        torch.manual_seed(0)
+        assert abs(last(build()) - first) < 1e-5
+
+
+def test_a_norm_before_the_output_fixes_its_mean_and_spread() -> None:
+    """D20, D28: whatever the image, logits of mean 0 and deviation 1; without it the image decides."""
+    torch.manual_seed(0)
+    x = torch.rand(3, 1, 32, 32) * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
+    out = UNet(1, 1, 8, norm="none", head_norm="instance")(x).flatten(1)
+    assert torch.allclose(out.mean(1), torch.zeros(3), atol=1e-5) and torch.allclose(out.std(1), torch.ones(3), atol=1e-2)
+    assert UNet(1, 1, 8, norm="none")(x).flatten(1).std(1).std() > 0.05
+    with pytest.raises(ValueError, match="instance"):
+        UNet(1, 1, 4, head_norm="batch")
+
+
+def test_the_bare_third_convolution_is_linear() -> None:
+    """The public code's detail: the deepest features are not normalised, and reach below the leak."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 32, 32)
+    bare, usual = (encode(UNet(1, 1, 8, bare_third=b), x)[3].detach() for b in (True, False))
+    lowest = [float(-f.min() / f.max()) for f in (bare, usual)]
+    assert lowest[0] > 0.5 > lowest[1], lowest
+    assert UNet(1, 1, 8, bare_third=True)(x).shape == x.shape
+
+
+def test_critic_variants() -> None:
+    """The thesis's start has deviation 0.02; with n_classes a head of logits; both leave the defaults alone."""
+    torch.manual_seed(0)
+    thesis = Critic(1, 16, two_heads=True, norm="instance", init="normal", n_classes=4)
+    assert thesis(torch.rand(2, 1, 16, 16))[1].shape == (2, 4, 2, 2)
+    assert abs(thesis.features[-1].conv.weight.std().item() - 0.02) < 0.001

@@ -24,11 +24,10 @@ from .core.runs import Run, list_runs, open_run
 from .data.batches import parse_data
 from .evaluation.catalogue import ARTEFACTS, Request, check_names, reproduce, reproduce_plan
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
-from .show import curves
 from .synthesis.dataset import contact_sheet, write_dataset
 from .synthesis.pipeline import open_painter
-from .training.loop import Diverged, read_metrics
-from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, load_slices, plan, unfold
+from .training.loop import Diverged, read_metrics, training_curves
+from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, plan, slices_for, unfold
 
 # %% ../nbs/92_cli.ipynb #1fbdbec5
 def request_of(args: argparse.Namespace) -> Request:
@@ -36,7 +35,8 @@ def request_of(args: argparse.Namespace) -> Request:
     request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
     changes = parse_changes(getattr(args, "set", None) or [])
-    slices = load_slices(request.data, request.profile, bool(changes.get("data.incomplete", False)))
+    changes = {n: v for n, v in changes.items() if n.startswith("data.")}
+    slices = slices_for(request.data, request.profile, changes, request.recipe)
     if args.strict and slices.set_aside:
         raise BadRequest(explain(f"--data {args.data} --strict", "no bad record", f"{len(slices.set_aside)}",
                                  " ".join(slices.set_aside.values())))
@@ -103,11 +103,11 @@ def run_runs(args: argparse.Namespace) -> int:
             print(describe_run(run))
         return 0
     run = open_run(args.run or "")
-    metrics = {n: v for n, v in read_metrics(run).items() if n != "step"}
     print(describe_run(run))
     for name in ("settings", "builds_on", "data_hash", "code"):
         print(f"{name}: {run.params[name]}")
-    curves(metrics).savefig(run.path / "losses.png", dpi=110)
+    print("last: " + ", ".join(f"{n} {v[-1]:.3g}" for n, v in read_metrics(run).items()))
+    training_curves(run).savefig(run.path / "losses.png", dpi=110)
     print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}")
     return 0
 

@@ -6,7 +6,7 @@ from medsynth.nets.blocks import ConditionalInstanceNorm, ConvBlock, feature_ran
 from medsynth.nets.critics import Critic
 from medsynth.nets.readers import DilatedClassifier, DilatedNet, FeatureNet
 from medsynth.nets.unet import UNet, decode, decode_all, encode
-from medsynth.nets.vae import DensityVAE, Flow, Refiner
+from medsynth.nets.vae import CodeImageCritic, DensityVAE, Flow, MapDecoder, MapEncoder, Refiner
 from medsynth.nets.vgg import vgg11
 
 
@@ -106,6 +106,32 @@ def test_a_judge_sees_contrast() -> None:
     assert change["DilatedNet"] > 0.2 > 0.05 > change["UNet"]
 
 
+@pytest.mark.parametrize("size", [(48, 40), (184, 144)])
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_the_one_step_generator_takes_every_size(size: tuple[int, int], norm: str) -> None:
+    """A map goes to a code and a code to a map of the same size."""
+    encoder, decoder = MapEncoder(size, 256, 2, norm), MapDecoder(size, 256, 2, norm)
+    mean, logvar = encoder(torch.rand(2, 1, *size))
+    assert mean.shape == logvar.shape == (2, 256) and decoder(mean).shape == (2, 1, *size)
+    assert (decoder.size, decoder.latent) == (size, 256)
+
+
+def test_a_code_that_is_no_image_is_refused() -> None:
+    """D_z on VGG11 wants a square of 16, 24, ...; it reads the code row by row."""
+    for latent in (64, 200, 289):
+        with pytest.raises(ValueError, match="square"):
+            CodeImageCritic(latent, 2)
+    assert CodeImageCritic(576, 2, "none")(torch.rand(2, 576)).shape == (2, 1, 3, 3)
+
+
+def test_instance_norm_hides_the_spread_of_a_code() -> None:
+    """D27: with it D_z answers alike for a code ten times as wide, without it, it does not."""
+    for norm, seen in (("instance", False), ("none", True)):
+        torch.manual_seed(0)
+        critic, code = CodeImageCritic(256, 4, norm, "kaiming"), torch.randn(8, 256)
+        with torch.no_grad():
+            change = ((critic(10 * code) - critic(code)).std() / critic(code).std()).item()
+        assert (change > 1) == seen, (norm, change)
 def weights(net: torch.nn.Module) -> int:
     """How many numbers a network learns."""
     return sum(p.numel() for p in net.parameters())

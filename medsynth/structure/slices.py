@@ -53,12 +53,15 @@ def extract(
     name: str,  # data set, for its constants
     images: dict[str, torch.Tensor],  # modality -> (N, 1, H, W) in [0, 1]
     label: torch.Tensor,  # (N, 1, H, W) classes
+    edges: dict | None = None,  # changes of the data set's CONSTANTS; AS_THESIS for the literal lines (D1 to D4)
+    outline_px: int | None = None,  # instead of OUTLINE_PX; 0 is the thesis's
+    source: str | None = None,  # modality of the structure map, instead of SOURCE_MODALITY's
 ) -> dict[str, torch.Tensor]:  # m, s (whole), s_free (lesion removed), (N, 1, H, W) each
     """Extract mask and structure map with a data set's constants (Algorithms 1 and 2, lesion removal less OUTLINE_PX)."""
     of_map, of_mask = SOURCE_MODALITY[name]
     m = organ_mask(images[of_mask], **MASK_CONSTANTS[name])
-    s = structure_map(images[of_map], m, **CONSTANTS[name])
-    outline = s * dilate(m, OUTLINE_PX[name])
+    s = structure_map(images[source or of_map], m, **(CONSTANTS[name] | (edges or {})))
+    outline = s * dilate(m, OUTLINE_PX[name] if outline_px is None else outline_px)
     return {"m": m, "s": s, "s_free": torch.maximum(remove_lesion(s, label, LESION_MARGIN_PX[name]), outline)}
 
 # %% ../../nbs/25_slices.ipynb #4ba57c02
@@ -118,15 +121,19 @@ def reduced_patient(
     number: int,  # which patient
     size: tuple[int, int],  # (H, W)
     reduce: int,
+    own_maps: bool = False,  # True: s_each (N, k, H, W) too, the map of each modality (D34)
+    **extraction: object,  # for extract
 ) -> dict[str, torch.Tensor]:  # x, present, s, m, l, patient, test, and s_full, m_full at size * reduce
     """Extract one patient's maps at size * reduce, then reduce everything to size."""
     p, native = cohort.patients[number], (size[0] * reduce, size[1] * reduce)
     images = {m: fit(torch.from_numpy(p.images[m]), native)[:, None] for m in cohort.modalities if m in p.images}
     label = fit(torch.from_numpy(p.label), native)
     nothing = torch.zeros_like(label, dtype=torch.float32)[:, None]
-    maps = extract(cohort.name, images, label[:, None].float())
+    maps = extract(cohort.name, images, label[:, None].float(), **extraction)
     m = (F.avg_pool2d(maps["m"], reduce) > 0.5).float()
-    return {
+    each = [extract(cohort.name, images, label[:, None].float(), **extraction, source=k)["s_free"] if k in images else nothing
+            for k in cohort.modalities] if own_maps else []
+    return ({"s_each": F.max_pool2d(torch.cat(each, 1), reduce) * (1 - m)} if own_maps else {}) | {
         "x": F.avg_pool2d(torch.cat([images.get(k, nothing) for k in cohort.modalities], 1), reduce),
         "present": torch.tensor([[k in images for k in cohort.modalities]]).repeat(len(label), 1),
         "s": F.max_pool2d(maps["s_free"], reduce) * (1 - m), "m": m,
@@ -135,9 +142,9 @@ def reduced_patient(
         "patient": torch.full((len(label),), number), "test": torch.full((len(label),), p.name in cohort.test)}
 
 
-def reduced_cohort(cohort: Cohort, size: tuple[int, int], reduce: int) -> dict[str, torch.Tensor]:
+def reduced_cohort(cohort: Cohort, size: tuple[int, int], reduce: int, **extraction: object) -> dict[str, torch.Tensor]:
     """Reduce every patient, and gather the label set L, (M, H, W)."""
-    parts = [reduced_patient(cohort, i, size, reduce) for i in range(len(cohort.patients))]
+    parts = [reduced_patient(cohort, i, size, reduce, **extraction) for i in range(len(cohort.patients))]
     out = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     labels = out["l"][~out["test"], 0]
     if cohort.extra_labels is not None:
@@ -158,13 +165,14 @@ def _load(path: Path) -> Slices:
 
 
 def preparation(
-    ref: DataRef, size: tuple[int, int], reduce: int, phantom: dict | None, needs: tuple[str, ...] | None = None
+    ref: DataRef, size: tuple[int, int], reduce: int, phantom: dict | None, needs: tuple[str, ...] | None = None,
+    **extraction: object,
 ) -> dict:
     """Gather all that decides what the prepared slices of a data set are; its hash is the data hash."""
     settings = {"size": list(size), "reduce": reduce, "code": code_hash("from medsynth.structure.slices import prepare")}
     if ref.name == "phantom":
         settings["phantom"] = (phantom or {}) | {"size": [size[0] * reduce, size[1] * reduce]}
-    return settings | ({"needs": list(needs)} if needs else {})
+    return settings | ({"needs": list(needs)} if needs else {}) | ({"extraction": extraction} if extraction else {})
 
 
 def check_present(cohort: Cohort) -> None:
@@ -182,10 +190,11 @@ def prepare(
     reduce: int,  # extraction happens at size * reduce
     phantom: dict | None = None,  # arguments of phantom_cohort besides its size
     incomplete: bool = False,  # keep training patients who lack a modality, but not the one of their map or mask
+    **extraction: object,  # own_maps, edges, outline_px: see reduced_patient and extract
 ) -> Slices:
     """Read, check, extract and reduce a data set, once; later calls read the cache. BadRequest when a side is empty."""
     needs = tuple(sorted(set(SOURCE_MODALITY[ref.name]))) if incomplete else None
-    settings = preparation(ref, size, reduce, phantom, needs)
+    settings = preparation(ref, size, reduce, phantom, needs, **extraction)
     digest = data_hash(ref, settings)
     path = home() / "cache" / f"{ref.name}-{size[0]}x{size[1]}-{digest}.safetensors"
     if not path.exists():
@@ -196,7 +205,7 @@ def prepare(
         about = {"name": cohort.name, "real": cohort.real, "modalities": cohort.modalities, "n_classes": cohort.n_classes,
                  "hash": digest, "patients": [p.name for p in cohort.patients], "set_aside": cohort.set_aside}
         tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v.contiguous()
-                   for k, v in reduced_cohort(cohort, size, reduce).items()}
+                   for k, v in reduced_cohort(cohort, size, reduce, **extraction).items()}
         write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
     return _load(path)
 
@@ -225,5 +234,5 @@ def batch_of(
 ) -> dict[str, torch.Tensor]:  # x, s, m, l as float, present (B, k) of 0 and 1, x_any: see stand_ins
     """Return the batch of one training step, a function of (seed, stream, step), on the device of the slices."""
     rows = batch_rows(len(slices.x), batch, seed, stream, step).to(slices.x.device)
-    own = {k: slices.tensors[k][rows].float() for k in ("x", "s", "m", "l")}
+    own = {k: slices.tensors[k][rows].float() for k in ("x", "s", "m", "l", "s_each") if k in slices.tensors}
     return own | {"present": present_in(slices)[rows].float(), "x_any": stand_ins(slices, rows)}

@@ -20,8 +20,8 @@ from ..nets.unet import UNet
 from ..structure.fusion import Z_HIGH, Z_LOW, fuse_noise
 from ..structure.lesions import choose_labels
 from ..structure.slices import Slices
+from ..training.drawing import draw_maps, latent_of
 from ..training.loop import frozen
-from ..training.structure import draw_maps
 from ..training.synthesis import paint
 from ..training.tasks import build, finish, plan, slices_for
 
@@ -53,7 +53,7 @@ def painter_of(run: Run, below: list, slices: Slices) -> Painter:
 def open_painter(task: str, data: DataRef, recipe: str, profile: str, seed: int, **changes: object) -> Painter:
     """Open the chain of a request, trained where it is missing."""
     run, below = plan(task, "synthesis", data, recipe, profile, seed, **changes)
-    slices = slices_for(data, profile, changes)
+    slices = slices_for(data, profile, changes, recipe)
     finish(run, below, slices)
     return painter_of(run, below, slices)
 
@@ -65,7 +65,7 @@ CHUNK = 8
 def draw_chunk(painter: Painter, seed: int, records: list[int], fit_labels: bool = True) -> dict[str, torch.Tensor]:
     """Draw records: z, s, m, fused, label, accepted (by Algorithm 4), x (B, k, H, W), score (D's, mean over modalities)."""
     device = painter.labels.device
-    z = normal(seed, "z", records, (painter.maps["vae"].latent,)).to(device)
+    z = normal(seed, "z", records, (latent_of(painter.maps),)).to(device)
     s, m = draw_maps(painter.maps, z, normal(seed, "refiner", records, (1, *painter.size)))
     label, accepted = choose_labels(painter.labels, m if fit_labels else 0 * m, seed, records)
     s = s * (1 - (label > 0).to(s))

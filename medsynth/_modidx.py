@@ -758,6 +758,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'medsynth/training/synthesis.py'),
                                              'medsynth.training.synthesis.draw_cases': ( 'synthesis.html#draw_cases',
                                                                                          'medsynth/training/synthesis.py'),
+                                             'medsynth.training.synthesis.edge_numbers': ( 'synthesis.html#edge_numbers',
+                                                                                           'medsynth/training/synthesis.py'),
                                              'medsynth.training.synthesis.generator_terms': ( 'synthesis.html#generator_terms',
                                                                                               'medsynth/training/synthesis.py'),
                                              'medsynth.training.synthesis.lesion_weight': ( 'synthesis.html#lesion_weight',

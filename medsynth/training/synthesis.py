@@ -5,8 +5,8 @@ generated maps, eqs. (13)-(17)."""
 
 # %% auto #0
 __all__ = ['FOCUS', 'WEIGHTS', 'paint', 'paint_own', 'noise_like', 'lesion_weight', 'check_own_maps', 'Pretraining', 'paint_real',
-           'painted_grid', 'critic_terms', 'generator_terms', 'Synthesis', 'draw_cases', 'adversarial_step',
-           'case_grid']
+           'painted_grid', 'critic_terms', 'generator_terms', 'edge_numbers', 'Synthesis', 'draw_cases',
+           'adversarial_step', 'case_grid']
 
 # %% ../../nbs/54_synthesis.ipynb #a7d6c138
 import torch
@@ -17,6 +17,7 @@ from ..core.random import key
 from ..losses.adversarial import adversary_loss, image_critic_loss, modality_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import pretraining_loss, ramp, registration_loss
+from ..metrics.registration import edge_map
 from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet, decode, decode_all, encode
 from ..show import Picture, grid, paint_label
@@ -181,6 +182,19 @@ def generator_terms(
             "registration": registration_loss(of_pairs(x_g, pairs, 1), x_gt),
             "contrast": contrast_loss(x_g, label, m, real_contrast)}
 
+# %% ../../nbs/54_synthesis.ipynb #9b43939d
+@torch.no_grad()
+def edge_numbers(
+    x_g: torch.Tensor,  # (B, k, H, W) painted
+    x: torch.Tensor,  # (B, k, H, W) real
+    s: torch.Tensor,  # (B, 1, H, W) the structure maps of x_g
+    m: torch.Tensor,  # (B, 1, H, W)
+) -> dict[str, float]:
+    """Measure what (16) does not see (D30): painted edges against real ones, and on the map's lines against elsewhere."""
+    edges, organ = edge_map(x_g).mean(1, keepdim=True), 1 - m
+    on, off = ((edges * w).sum() / w.sum().clamp(min=1) for w in (s * organ, (1 - s) * organ))
+    return {"sharpness": float(edges.mean() / edge_map(x).mean()), "edges_on_map": float(on / off.clamp(min=1e-6))}
+
 # %% ../../nbs/54_synthesis.ipynb #d5a3d8ad
 class Synthesis:
     """A stage: G and D on generated maps with frozen readers (eqs. 13 to 17)."""
@@ -252,7 +266,7 @@ def adversarial_step(
     weights = dict(stage.weights)
     weights["registration"] *= ramp(t, stage.steps) if stage.ramps else 1.0
     descend(stage.fabric, stage.optimisers["generator"], sum(weights[n] * v for n, v in terms.items()))
-    return {n: v.item() for n, v in (of_critic | terms).items()}
+    return {n: v.item() for n, v in (of_critic | terms).items()} | edge_numbers(x_g.detach(), real["x"], s, m)
 
 # %% ../../nbs/54_synthesis.ipynb #37f9e389
 @torch.no_grad()

@@ -22,7 +22,8 @@ from medsynth.nets.vae import DensityVAE, Flow, Refiner
 from medsynth.show import Picture, curves
 from medsynth.structure.slices import present_in
 from medsynth.structure.whole import redraw
-from medsynth.training import loop, tasks
+from medsynth.synthesis.pipeline import open_painter, synthesise_all
+from medsynth.training import loop, synthesis, tasks, translator
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
 from medsynth.training.one_step import ONE_STEP_WEIGHTS, OneStep, one_step_terms, overall_loss
@@ -192,6 +193,83 @@ def test_only_a_critic_with_targets_saturates() -> None:
     assert loop.saturated_since(rows(40.0, -30.0)) is None and loop.saturated_since([{"step": 0, "loss": 1.0}] * 300) is None
     assert loop.saturated_since(rows(0.95, 0.05)[:-6]) is None
     assert loop.saturated_since([*rows(0.95, 0.05)[:-1], {"step": 204, "d_real": 0.8, "d_fake": 0.0}]) is None
+
+
+THESIS = ("brain", "synthesis", PHANTOM, "thesis", "smoke", 0)
+
+
+def test_the_recipe_of_the_thesis_is_arguments_and_data() -> None:
+    """Its runs share none with ours; planes, blur, instance norm, no ramp, no anchor; its maps are extracted literally."""
+    runs = {r.params["stage"]: r for r in tasks.unfold(tasks.plan(*THESIS))}
+    assert list(runs) == ["one_step", "processor", "translator", "pretraining", "synthesis"]
+    assert not {r.id for r in runs.values()} & {r.id for r in tasks.unfold(tasks.plan(*REQUEST))}
+    assert {r.params["data_hash"] for r in runs.values()} == {tasks.load_slices(PHANTOM, "smoke", "thesis").hash}
+    wired = {"condition": "planes", "init": "blur"}
+    assert all(wired.items() <= runs[s].params["settings"].items() for s in ("translator", "pretraining"))
+    literal = {"critic_norm": "instance", "views": False, "fake_classes": True, "registration_ramp": False, "anchor": 0.0,
+               "contrast": 0.0, "structure": "one_step", "adversarial": 3.0}
+    assert literal.items() <= runs["synthesis"].params["settings"].items()
+    assert tasks.RECIPES["mended"] == {} and "recipe" in tasks.plan(*REQUEST)[0].params
+
+
+def test_literal_maps_are_other_maps_of_the_same_images() -> None:
+    """Algorithm 1's literal lines change maps, not images; each modality has its own map, Flair's the one that all share."""
+    ours, theirs = (tasks.load_slices(PHANTOM, "smoke", recipe) for recipe in ("mended", "thesis"))
+    assert torch.equal(ours.x, theirs.x) and torch.equal(ours.l, theirs.l) and not torch.equal(ours.s, theirs.s)
+    assert "s_each" not in ours.tensors and theirs.s_each.shape == theirs.x.shape
+    assert torch.equal(theirs.s_each[:, 3:], theirs.s) and not torch.equal(theirs.s_each[:, 0], theirs.s_each[:, 1])
+    with pytest.raises(BadRequest, match="data.own_maps"):
+        tasks.get_run("brain", "pretraining", PHANTOM, "mended", "smoke", 0, own_maps=True)
+
+
+def test_slices_of_another_recipe_are_no_plan_of_this_run() -> None:
+    """A run is never trained on slices that it was not planned for."""
+    run, below = tasks.plan("brain", "pretraining", PHANTOM, "thesis", "smoke", 0)
+    with pytest.raises(ValueError, match="planned for"):
+        tasks.finish(run, below, tasks.load_slices(PHANTOM, "smoke"))
+
+
+def test_the_thesis_trains_and_draws_at_smoke() -> None:
+    """End to end; wired by planes and blurred at the start, its modalities come out more alike than ours (D20, D26)."""
+    def spread(recipe: str) -> float:
+        painter = open_painter("brain", PHANTOM, recipe, "smoke", 0)
+        x = synthesise_all(painter, 0, 2)["x"]
+        assert x.shape == (2, 4, 48, 40) and x.isfinite().all()
+        return float(x.std(1).mean())
+
+    assert spread("thesis") < 0.75 * spread("mended")
+
+
+def test_own_maps_equal_one_shared_map_where_all_are_the_same() -> None:
+    """Painting each modality from its own map is painting from one map when the maps are one."""
+    torch.manual_seed(0)
+    net, s, m = UNet(2, 1, 4, 3), torch.rand(2, 1, 16, 16).round(), torch.zeros(2, 1, 16, 16)
+    label, noise = torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), 0.55)
+    own = synthesis.paint_own(net, s.repeat(1, 3, 1, 1), m, label, noise, 2)
+    assert torch.allclose(own, synthesis.paint(net, s, m, label, noise, 2, 3), atol=1e-6)
+
+
+def test_class_heads_learn_from_fakes_only_when_asked() -> None:
+    """D says 1, 0 and class 0 throughout: the class term is 5 (0 + 1 + 4 + 9) / 4 = 17.5 of real, as much again of painted."""
+    def critic(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.mean((1, 2, 3), keepdim=True) > 0.5).float(), torch.zeros(len(x), 1, 1, 1)
+
+    x, x_g = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    assert [float(synthesis.critic_terms(critic, x, x_g, [0] * 4, f)["critic"]) for f in (False, True)] == [17.5, 35.0]
+    pairs = torch.tensor([(0, 2)])  # to class 2: 2^2 = 4, unweighted, as much again of translations
+    x_t = torch.zeros(1, 2, 8, 8)
+    assert [float(translator.critic_terms(critic, x, pairs, x_t, [0] * 4, f)["critic"]) for f in (False, True)] == [4.0, 8.0]
+
+
+def test_edges_are_counted_on_the_map() -> None:
+    """A step image is as sharp as itself, half as sharp at half contrast; its edges lie on its own line, not on another."""
+    x, m = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    x[..., 4:] = 1
+    on, off = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    on[..., 3:5], off[..., 0:2] = 1, 1
+    assert synthesis.edge_numbers(x, x, on, m)["sharpness"] == 1.0
+    assert synthesis.edge_numbers(0.5 * x, x, on, m)["sharpness"] == 0.5
+    assert synthesis.edge_numbers(x, x, on, m)["edges_on_map"] > 100 and synthesis.edge_numbers(x, x, off, m)["edges_on_map"] == 0
 
 
 @pytest.mark.parametrize(("change", "says"), [

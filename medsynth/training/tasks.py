@@ -109,7 +109,8 @@ def builds_on(stage: str, k: int, settings: dict) -> list[tuple[str, dict]]:
         return [(s, {}) for s in (*maps, "synthesis")] if settings.get("trained_on") != "real" else []
     if stage != "synthesis":
         return []
-    return [(s, {}) for s in (*maps, "pretraining", "translator")] + [("processor", {"modality": i}) for i in range(k)]
+    processors = [("processor", {"modality": i}) for i in range(k)]
+    return [(s, {}) for s in maps] + processors + [("translator", {}), ("pretraining", {})]
 
 
 def networks_for(stage: str, nets: list[dict]) -> dict:
@@ -123,7 +124,7 @@ def networks_for(stage: str, nets: list[dict]) -> dict:
     maps = {n: frozen(net) for n, net in draw.items()}
     if stage == "translation_judge":
         return {"maps": maps, "generator": frozen(nets[n_maps]["generator"])}
-    pretraining, translator, *processors = nets[n_maps:]
+    *processors, translator, pretraining = nets[n_maps:]
     return {"maps": maps, "generator": pretraining["generator"], "translator": frozen(translator["translator"]),
             "processors": [frozen(p["processor"]) for p in processors]}
 

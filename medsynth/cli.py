@@ -24,10 +24,9 @@ from .core.runs import Run, list_runs, open_run
 from .data.batches import parse_data
 from .evaluation.catalogue import ARTEFACTS, Request, check_names, reproduce, reproduce_plan
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
-from .show import curves
 from .synthesis.dataset import contact_sheet, write_dataset
 from .synthesis.pipeline import open_painter
-from .training.loop import Diverged, read_metrics
+from .training.loop import Diverged, read_metrics, training_curves
 from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, load_slices, plan, unfold
 
 # %% ../nbs/92_cli.ipynb #1fbdbec5
@@ -35,7 +34,7 @@ def request_of(args: argparse.Namespace) -> Request:
     """Turn the shared options into a request; BadRequest for what does not exist, and with --strict for bad records."""
     request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
-    slices = load_slices(request.data, request.profile)
+    slices = load_slices(request.data, request.profile, request.recipe)
     if args.strict and slices.set_aside:
         raise BadRequest(explain(f"--data {args.data} --strict", "no bad record", f"{len(slices.set_aside)}",
                                  " ".join(slices.set_aside.values())))
@@ -102,11 +101,11 @@ def run_runs(args: argparse.Namespace) -> int:
             print(describe_run(run))
         return 0
     run = open_run(args.run or "")
-    metrics = {n: v for n, v in read_metrics(run).items() if n != "step"}
     print(describe_run(run))
     for name in ("settings", "builds_on", "data_hash", "code"):
         print(f"{name}: {run.params[name]}")
-    curves(metrics).savefig(run.path / "losses.png", dpi=110)
+    print("last: " + ", ".join(f"{n} {v[-1]:.3g}" for n, v in read_metrics(run).items()))
+    training_curves(run).savefig(run.path / "losses.png", dpi=110)
     print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}")
     return 0
 
@@ -186,7 +185,7 @@ COMMANDS = {
 
 def add_request(parser: argparse.ArgumentParser, seed_help: str) -> None:
     """Add the options that every request has."""
-    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms; "
+    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms, brats2015_subset; "
                         "without a path it is looked for under $MEDSYNTH_DATA")
     parser.add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     parser.add_argument("--recipe", default="mended", help=f"{', '.join(RECIPES)} (default mended)")

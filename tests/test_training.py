@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from medsynth.core.paths import BadRequest
+from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
-from medsynth.training import tasks
+from medsynth.nets.unet import UNet
+from medsynth.nets.vae import DensityVAE, Flow, Refiner
+from medsynth.show import Picture, curves
+from medsynth.structure.whole import redraw
+from medsynth.training import loop, tasks
+from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
 
 PHANTOM = parse_data("phantom")
@@ -117,6 +124,72 @@ def test_a_diverging_run_stops_and_says_what_to_try(tmp_path: Path, monkeypatch:
     assert run_of(about).state == "interrupted"
 
 
+class Stub:
+    """A stage of one weight w = 3 that is pulled to 1 by (w - 1)^2 at a rate of 1/4, and D's answers as given."""
+
+    def __init__(self, unsure_at: int = -1):
+        net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(net.weight, 3.0)
+        self.nets, self.unsure_at = {"net": net}, unsure_at
+        self.optimisers = {"net": torch.optim.SGD(net.parameters(), 0.25)}
+
+    def step(self, t: int) -> dict[str, float]:
+        net, one = self.nets["net"], torch.ones(1, 1)
+        loss = (net(one) - 1).square().sum()
+        loop.descend(open_fabric(), self.optimisers["net"], loss)
+        (100 * net(one)).sum().backward()  # as another network's loss leaves its gradient behind
+        return {"loss": loss.item(), "d_real": 0.5 if t == self.unsure_at else 0.95, "d_fake": 0.05}
+
+    def picture(self) -> Picture:
+        return curves({"none": [0.0]})
+
+
+def stub_run(**more: object) -> object:
+    """Name a run of the stub."""
+    return run_of({"task": "brain", "data": "none", "stage": "stub", "recipe": "mended", "profile": "smoke", "seed": 0} | more)
+
+
+def test_gradient_norms_are_those_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d/dw (w - 1)^2 = 2 (w - 1): 4 at w = 3, then 2, 1, each half the one before; what is left over later does not count."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    assert loop.read_metrics(run)["grad_net"] == [4.0, 2.0, 1.0] and loop.read_metrics(run)["loss"] == [4.0, 1.0, 0.25]
+    assert [ax.get_ylabel() for ax in loop.training_curves(run).axes] == ["losses", "D on real and fake", "gradient norms"]
+
+
+def test_a_line_cut_short_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 may leave half a last line, even one that could be read: it is dropped."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    whole = (run.path / "metrics.jsonl").read_text()
+    for cut in (20, 1):  # in the middle of a number, and the end of the line alone
+        (run.path / "metrics.jsonl").write_text(whole[:-cut])
+        assert loop.read_metrics(run)["step"] == [0, 1]
+
+
+def test_a_saturated_critic_stops_the_run_and_a_resumed_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right for SATURATED_STEPS rows on end, counted from the last doubt; resumed, at the same step with the same words."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    end = loop.SATURATED_STEPS + 17
+    for n, steps in (("whole", (end + 20,)), ("in two pieces", (loop.SATURATED_STEPS - 40, end + 20))):
+        with pytest.raises(Diverged, match=f"at step {end}: .*since step 18.*--set stub.critic_lr") as said:
+            for s in steps:
+                (stub_run(note=n).path / "done.json").unlink(missing_ok=True)
+                train(stub_run(note=n), Stub(unsure_at=17), s, 0, open_fabric(), 50)
+        assert "medsynth" not in str(said.value) and stub_run(note=n).state == "interrupted"
+
+
+def test_only_a_critic_with_targets_saturates() -> None:
+    """Far beyond its targets, as Wasserstein's, or without answers, no critic is called saturated; one doubt is enough."""
+    def rows(d_real: float, d_fake: float) -> list[dict]:
+        return [{"step": t, "d_real": d_real, "d_fake": d_fake} for t in range(loop.SATURATED_STEPS + 5)]
+
+    assert loop.saturated_since(rows(0.95, 0.05)) == 5
+    assert loop.saturated_since(rows(40.0, -30.0)) is None and loop.saturated_since([{"step": 0, "loss": 1.0}] * 300) is None
+    assert loop.saturated_since(rows(0.95, 0.05)[:-6]) is None
+    assert loop.saturated_since([*rows(0.95, 0.05)[:-1], {"step": 204, "d_real": 0.8, "d_fake": 0.0}]) is None
+
+
 @pytest.mark.parametrize(("change", "says"), [
     ({"task": "heart"}, "brain"), ({"stage": "paint"}, "synthesis"), ({"recipe": "best"}, "mended"),
     ({"profile": "huge"}, "demo")])
@@ -201,3 +274,62 @@ def test_a_change_of_an_unknown_stage_is_refused() -> None:
     """`--set lesions.lr=1` names no stage; it used to be ignored."""
     with pytest.raises(BadRequest, match="STAGE of"):
         tasks.plan(*REQUEST, **{"lesions.lr": 1})
+
+
+def box_and_mask(gap: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A 10 x 10 ring with a gap of some px on 16 x 16, and the mask of the closed one."""
+    s, m = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    s[..., 3:13, 3:13], m[..., 3:13, 3:13] = 1, 0
+    s[..., 4:12, 4:12] = 0
+    s[..., 3, 5 : 5 + gap] = 0
+    return s, m
+
+
+def test_what_is_not_whole_is_drawn_again() -> None:
+    """Gaps by record and try: the first try that closes is taken, later and worse ones are not; then the best is kept."""
+    gaps = [[0, 5, 3], [5, 0, 5], [5, 0, 4]]  # try -> record
+    asked = []
+
+    def draw(t: int) -> dict[str, torch.Tensor]:
+        asked.append(t)
+        s, m = zip(*(box_and_mask(g) for g in gaps[t]), strict=True)
+        return {"s": torch.cat(s), "m": torch.cat(m), "gap": torch.tensor(gaps[t])}
+
+    found = redraw(draw, 0.0, 3)
+    assert asked == [0, 1, 2] and found["gap"].tolist() == [0, 0, 3] and found["tries"].tolist() == [1, 2, 3]
+    open_ring = (36 - 3) / 256  # of the 100 organ pixels the ring's own 36 - 3 are found
+    assert found["mismatch"].tolist() == pytest.approx([0, 0, 100 / 256 - open_ring])
+    asked.clear()
+    assert redraw(draw, 1.0, 3)["gap"].tolist() == gaps[0] and asked == [0], "delta 1 accepts every map"
+
+
+@pytest.fixture(scope="module")
+def toy_nets() -> dict:
+    """Untrained networks of the coarse-to-fine structure generator."""
+    torch.manual_seed(0)
+    return {"vae": DensityVAE((12, 10), 8, 32), "flow": Flow(8), "refiner": Refiner(4), "G_m": UNet(1, 1, 4, norm="none")}
+
+
+def test_a_map_has_the_same_bytes_in_any_company(toy_nets: dict) -> None:
+    """Records alone, in another order and in a long list agree to the bit; unfiltered ones are the plain drawing's."""
+    delta = draw_whole_maps(toy_nets, 3, list(range(16)), 1.0)["mismatch"].median().item()
+    many = draw_whole_maps(toy_nets, 3, list(range(16)), delta, 4)
+    assert 1 < many["tries"].max() <= 4
+    for records in ([5], [12, 3], list(range(7, 16))):
+        few = draw_whole_maps(toy_nets, 3, records, delta, 4)
+        assert all(torch.equal(few[n], many[n][records]) for n in many)
+    plain = draw_whole_maps(toy_nets, 3, list(range(8)), 1.0)
+    first = many["tries"][:8] == 1
+    assert torch.equal(plain["z"][first], many["z"][:8][first]) and not torch.equal(plain["z"], many["z"][:8])
+    assert torch.equal(draw_maps(toy_nets, plain["z"], normal(3, "refiner", list(range(8)), (1, 48, 40)))[0], plain["s"])
+
+
+def test_delta_is_of_training_maps_with_a_closed_outline() -> None:
+    """Neither a test map nor one with a lesion at the rim moves delta."""
+    slices = tasks.load_slices(PHANTOM, "smoke")
+    twice = {n: torch.cat([v, v]) for n, v in slices.tensors.items()}
+    spoilt = twice["test"] | (F.max_pool2d((twice["l"] > 0).float(), 7, 1, 3) * twice["m"] > 0).flatten(1).any(1)
+    assert (~spoilt).sum() >= 10 and (spoilt & ~twice["test"]).any()
+    broken = twice | {"s": torch.where(spoilt.view(-1, 1, 1, 1), 0 * twice["s"], twice["s"])}
+    whole, half = (training_delta(type(slices)(**(slices.__dict__ | {"tensors": v}))) for v in (twice, broken))
+    assert whole == half > 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.runs import Run, code_hash
-from ..data.brain_ms import ATTRIBUTION
+from ..data.batches import ATTRIBUTIONS
 from ..structure.slices import Slices
 from ..training.judges import right_answers
 from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, unfold
@@ -71,7 +71,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
     def planned(stage: str, seed: int, **changes: object) -> list[Run]:
         return unfold(plan(request.task, stage, request.data, request.recipe, request.profile, seed, **changes))
 
-    each = range(len(load_slices(request.data, request.profile).modalities))
+    each = range(len(load_slices(request.data, request.profile, request.recipe).modalities))
     runs = [r for s in ("modality_judge", "features") for r in planned(s, JUDGE_SEED)]
     runs += [r for i in each for r in planned("lesion_judge", JUDGE_SEED, modality=i)]
     if target in TASKS:
@@ -85,7 +85,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
 
 def beside_it(target: str, request: Request, controls: bool) -> bool:
     """Tell whether GAN# and the control chains stand beside: for a task, on the phantom, unless unwanted."""
-    return controls and target in TASKS and not load_slices(request.data, request.profile).real
+    return controls and target in TASKS and not load_slices(request.data, request.profile, request.recipe).real
 
 # %% ../../nbs/80_quality.ipynb #a5075cee
 def provenance(request: Request, slices: Slices, subjects: list[Subject], began: float, n_seeds: int) -> dict:
@@ -111,7 +111,7 @@ def judge(
     """Judge a chain, a run or a folder of images, and write table, pictures and provenance to the artefacts."""
     began = time.time()
     subject = open_target(target, request, n_seeds, modality, value_range)
-    slices = load_slices(request.data, request.profile)
+    slices = load_slices(request.data, request.profile, request.recipe)
     court, whole = open_court(request, slices, subject.modalities), target in TASKS
     gan, others = beside(request, subject, slices.size, n_seeds) if beside_it(target, request, controls) else (None, {})
     rows = quality_rows(court, subject, gan, others, translators(request, n_seeds) if whole else None)
@@ -120,7 +120,7 @@ def judge(
     facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began, n_seeds)
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
-    caption += f"\n{ATTRIBUTION}" if slices.name == "brain_ms" else ""
+    caption += f"\n{ATTRIBUTIONS[slices.name]}" if slices.real else ""
     for row in rows:
         picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:

@@ -83,7 +83,7 @@ def joined(subjects: list[Subject]) -> Subject:
 
 def chain_subject(name: str, request: Request, n: int, n_seeds: int, fit_labels: bool = True, **changes: object) -> Subject:
     """Draw cases of the chains of a request, seeds seed to seed + n_seeds - 1, with changes."""
-    slices = slices_for(request.data, request.profile, changes)
+    slices = slices_for(request.data, request.profile, changes, request.recipe)
     plans = [plan(request.task, "synthesis", request.data, request.recipe, request.profile, request.seed + i, **changes)
              for i in range(n_seeds)]
     return joined([run_subject(name, p, slices, n, fit_labels) for p in plans])
@@ -95,7 +95,7 @@ def gan_subject(request: Request, modalities: tuple[str, ...], size: tuple[int, 
     for seed in range(request.seed, request.seed + n_seeds):
         words = (request.task, YARDSTICK, request.data, request.recipe, request.profile, seed)
         runs = [get_run(*words, modality=i) for i in range(len(modalities))]
-        slices = slices_for(request.data, request.profile, {})
+        slices = load_slices(request.data, request.profile, request.recipe)
         nets = [trained(r, [], slices)["generator"] for r in runs]
         x = torch.cat([draw_images(net, CASE_SEED + i, list(range(n)), size).cpu() for i, net in enumerate(nets)], 1)
         minutes = sum(minutes_of((r, [])) for r in runs)
@@ -158,7 +158,7 @@ def slices_of_run(run: Run, request: Request) -> Slices:
     if run.params["profile"] != request.profile:
         raise BadRequest(explain(f"--profile {request.profile}", f"the profile of {run.id}", request.profile,
                                  f"Give --profile {run.params['profile']}."))
-    slices = slices_for(request.data, run.params["profile"], run.params.get("data_changes", {}))
+    slices = slices_for(request.data, run.params["profile"], run.params.get("data_changes", {}), run.params["recipe"])
     if slices.hash != run.params["data_hash"]:
         raise BadRequest(explain(f"--data {request.data_text}", f"the data of {run.id}, {run.params['data']} with hash "
                                  f"{run.params['data_hash']}", f"hash {slices.hash}", "Give the data it was trained on."))
@@ -185,7 +185,7 @@ def open_target(
         return chain_subject("ours", request, CASES[request.profile], n_seeds)
     path = Path(target)
     if path.is_dir() and not (path / "params.json").exists():
-        return folder_subject(path, load_slices(request.data, request.profile), modality, value_range)
+        return folder_subject(path, load_slices(request.data, request.profile, request.recipe), modality, value_range)
     run = run_asked(target)
     return run_subject(run.id, planned_run(run), slices_of_run(run, request), CASES[request.profile])
 

@@ -22,9 +22,9 @@ from ..nets.unet import UNet
 from ..show import Picture, grid, paint_label
 from ..structure.lesions import choose_labels
 from ..structure.slices import Slices, batch_of
+from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
 from .processors import jitter, read_labels
-from .structure import draw_maps
 from .synthesis import noise_like, paint
 from .translator import draw_pairs, of_pairs, translate, translation_grid
 
@@ -166,7 +166,7 @@ def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Te
     labels = slices.side("train").labels.to(device)
     for start in range(0, n, 16):
         torch.manual_seed(key(seed, "synthetic training", start))
-        s, m = draw_maps(needs["maps"], torch.randn(16, needs["maps"]["vae"].latent).to(device))
+        s, m = draw_maps(needs["maps"], torch.randn(16, latent_of(needs["maps"])).to(device))
         label, _ = choose_labels(labels, m, key(seed, "synthetic training labels"), list(range(start, start + 16)))
         s = s * (1 - (label > 0).to(s))
         drawn.append(paint(needs["generator"], s, m, label, noise_like(s), slices.n_classes, len(slices.modalities)))

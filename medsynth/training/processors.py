@@ -60,15 +60,18 @@ class Processor:
         batch: int = 4,
         steps: int = 300,
         lr: float = 3e-3,
-        norm: str = "none",  # "instance" is the thesis's (D28, D29)
+        norm: str = "none",  # "instance" is the thesis's (D29)
         loss: str = "cross-entropy",  # or "planes", eq. (22)
+        head_norm: str = "none",  # "instance", before the output, is the public code's (D28)
+        init: str = "kaiming",  # "normal" is the thesis's
+        beta1: float = 0.9,  # of Adam; 0.5 is the thesis's
     ):
         self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps
         self.loss = {"cross-entropy": segmentation_loss, "planes": read_back_loss}[loss]
-        net = UNet(1, slices.n_classes, width, norm=norm).to(fabric.device)
+        net = UNet(1, slices.n_classes, width, norm=norm, init=init, head_norm=head_norm).to(fabric.device)
         self.nets = {"processor": net}
-        self.optimisers = {"processor": torch.optim.Adam(net.parameters(), lr)}
+        self.optimisers = {"processor": torch.optim.Adam(net.parameters(), lr, (beta1, 0.999))}
 
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch; returns the loss and the batch's Dice."""

@@ -22,7 +22,7 @@ from ..core.paths import BadRequest, explain, home, read_json, write_bytes
 from ..core.runs import Run, code_hash, open_run
 from ..metrics.inputs import check_alike, checked, read_folder
 from ..structure.slices import Slices
-from ..synthesis.dataset import load_case
+from ..synthesis.dataset import case_paths, load_case
 from ..synthesis.pipeline import Painter, painter_of, synthesise_all
 from ..training.tasks import TASKS, finish, get_nets, get_run, load_slices, plan, plan_of, slices_for, trained, unfold
 from .catalogue import JUDGE_SEED, Request
@@ -122,9 +122,9 @@ def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
 def dataset_cases(folder: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Read a data set of `medsynth synthesise` into memory: cases, and the names of the modalities."""
     about = read_json(folder / "dataset.json")
-    cases = [load_case(p) for p in sorted(folder.glob("case_*.npz"))]
+    cases = [load_case(p) for p in case_paths(folder).values()]
     if not cases:
-        raise BadRequest(explain(str(folder), "files case_*.npz", "none", "Run `medsynth synthesise` again."))
+        raise BadRequest(explain(str(folder), "files case_*", "none", "Run `medsynth synthesise` again."))
     kept = {"x": "images", "label": "label", "s": "structure_map", "m": "mask"}
     stacked = {k: torch.stack([torch.from_numpy(c[n]) for c in cases]).float() for k, n in kept.items()}
     cases = {k: v if k == "x" else v[:, None] for k, v in stacked.items()}

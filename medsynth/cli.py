@@ -5,8 +5,8 @@ request."""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'request_of', 'parse_changes', 'run_reproduce', 'run_train', 'describe_run', 'run_runs', 'run_synthesise',
-           'parse_range', 'run_quality', 'run_publish', 'add_request', 'make_parser', 'add_options', 'add_quality',
-           'main']
+           'parse_range', 'run_quality', 'run_publish', 'add_request', 'make_parser', 'add_options', 'add_synthesise',
+           'add_quality', 'main']
 
 # %% ../nbs/92_cli.ipynb #cacfb26a
 import argparse
@@ -24,8 +24,10 @@ from .core.runs import Run, list_runs, open_run
 from .data.batches import parse_data
 from .evaluation.catalogue import ARTEFACTS, Request, check_names, reproduce, reproduce_plan
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
-from .synthesis.dataset import contact_sheet, write_dataset
-from .synthesis.pipeline import open_painter
+from .synthesis.dataset import FORMATS, contact_sheet
+from .synthesis.own_labels import own_labels
+from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
+from .synthesis.stream import describe_counts, parse_filter, write_dataset
 from .training.loop import Diverged, read_metrics, training_curves
 from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, plan, slices_for, unfold
 
@@ -114,15 +116,19 @@ def run_runs(args: argparse.Namespace) -> int:
 # %% ../nbs/92_cli.ipynb #c831d3ff
 def run_synthesise(args: argparse.Namespace) -> int:
     """Draw a synthetic data set; trains the chain where it is missing."""
-    if args.n < 1:
-        raise BadRequest(explain(f"--n {args.n}", "a number of cases above 0", str(args.n), "For example --n 100."))
+    for name, least in (("n", 1), ("whole_tries", 1), ("batch", CHUNK)):
+        if (value := getattr(args, name)) < least:
+            option = f"--{name.replace('_', '-')}"
+            raise BadRequest(explain(f"{option} {value}", f"a number above {least - 1}", str(value), f"For example {option} 96."))
+    filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
     request, out = request_of(args), Path(args.out).absolute()
-    words = (args.task, request.data, request.recipe, request.profile, args.model_seed)
+    slices = slices_for(request.data, request.profile, {}, request.recipe)
+    own, about = own_labels(Path(args.label), slices.n_classes, slices.size) if args.label else (None, None)
+    words = (args.task, request.data, request.recipe, request.profile, args.model_seed, args.whole_tries)
     painter = open_painter(*words, **parse_changes(args.set))
-    counts = write_dataset(painter, args.seed, args.n, out)
+    counts = write_dataset(painter, args.seed, args.n, out, filters, own, args.batch, args.format, label=about)
     write_bytes(out / "contact_sheet.png", contact_sheet(out)._repr_png_())
-    print(f"{out}: {counts['written']} cases written, {counts['kept']} kept, "
-          f"{counts['label_not_fitting']} whose label had to be cut to the organ (Algorithm 4)")
+    print(f"{out}: {counts['written']} cases written, {counts['there']} were there\n{describe_counts(counts, own is not None)}")
     return 0
 
 
@@ -180,7 +186,7 @@ COMMANDS = {
                   "medsynth reproduce fig_16 --data brain_ms=/data/brain_ms --profile demo"),
     "train": (run_train, "train a stage and what it builds on", "medsynth train brain synthesis --set synthesis.lr=1e-4"),
     "runs": (run_runs, "list runs, or show one", "medsynth runs show brain-phantom-synthesis"),
-    "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --out cases"),
+    "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --filter 'dice>=0.5' --out cases"),
     "quality": (run_quality, "judge a chain, a run or a folder of images",
                 "medsynth quality brain --data brain_ms=/data/brain_ms --profile demo"),
     "publish": (run_publish, "copy artefacts to figures/", "medsynth publish fig_16 --data brain_ms --profile demo"),
@@ -221,9 +227,10 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["runs"].add_argument("action", nargs="?", default="list", choices=("list", "show"))
     made["runs"].add_argument("run", nargs="?", help="id, start of an id, or path of a run")
     made["synthesise"].add_argument("task", help=f"of {', '.join(TASKS)}")
-    made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases (default 16)")
+    made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases kept (default 16)")
     made["synthesise"].add_argument("--out", required=True, help="folder of the data set; an interrupted one is completed")
     made["synthesise"].add_argument("--model-seed", type=int, default=0, help="seed of the trained chain (default 0)")
+    add_synthesise(made["synthesise"])
     for name in ("train", "synthesise"):
         made[name].add_argument("--set", action="append", default=[], metavar="STAGE.NAME=VALUE",
                                 help="change an argument of a stage")
@@ -235,6 +242,19 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--profile", default="smoke", help="scale (default smoke)")
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
+
+
+def add_synthesise(parser: argparse.ArgumentParser) -> None:
+    """Add what `synthesise` takes besides task, number, seeds and folder."""
+    parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record r "
+                        "takes plane r modulo their number, and its map is drawn until it holds the label")
+    parser.add_argument("--filter", action="append", default=[], metavar="NAME>=NUMBER", help="keep cases by D's score or by the "
+                        "Dice of the label read back: 'score>=0.4', 'dice>=0.5'; may be repeated (default: keep all)")
+    parser.add_argument("--whole-tries", type=int, default=WHOLE_TRIES, help="maps drawn a case at most until one is whole "
+                        f"(Algorithm 3; default {WHOLE_TRIES}; 1 takes every map)")
+    parser.add_argument("--batch", type=int, default=32, help=f"cases held in memory, a multiple of {CHUNK} (default 32); any "
+                        "batch gives the same bytes")
+    parser.add_argument("--format", default="npz", choices=tuple(FORMATS), help="; ".join(f"{n}: {t}" for n, t in FORMATS.items()))
 
 
 def add_quality(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from ..core.paths import BadRequest, explain, home, read_json, write_bytes
 from ..core.runs import Run, code_hash, open_run
 from ..metrics.inputs import check_alike, checked, read_folder
 from ..structure.slices import Slices
-from ..synthesis.dataset import load_case
+from ..synthesis.dataset import case_paths, load_case
 from ..synthesis.pipeline import Painter, painter_of, synthesise_all
 from ..training.tasks import TASKS, finish, get_nets, get_run, load_slices, plan, plan_of, slices_for, trained, unfold
 from .catalogue import JUDGE_SEED, Request
@@ -70,7 +70,7 @@ def run_subject(name: str, planned: tuple[Run, list], slices: Slices, n: int, fi
     """Draw cases of one planned chain, trained where it is missing."""
     run, below = planned
     finish(run, below, slices)
-    cases = cached_cases(painter_of(run, below, slices), n, fit_labels)
+    cases = cached_cases(painter_of(run, below, slices, 1), n, fit_labels)  # maps as they are drawn: Alg. 3 is a row
     checked(cases["x"], run.id)
     return Subject(name, slices.modalities, [cases], [run.id], minutes_of(planned))
 
@@ -127,9 +127,9 @@ def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor]
         made = f"{about['trained_on']}, profile {about['profile']}, hash {about['data_hash']}"
         raise BadRequest(explain(str(folder), f"a data set learnt from {slices.name} with hash {slices.hash}", made,
                                  "Give the --data and --profile it was made with."))
-    cases = [load_case(p) for p in sorted(folder.glob("case_*.npz"))]
+    cases = [load_case(p) for p in case_paths(folder).values()]
     if not cases:
-        raise BadRequest(explain(str(folder), "files case_*.npz", "none", "Run `medsynth synthesise` again."))
+        raise BadRequest(explain(str(folder), "files case_*", "none", "Run `medsynth synthesise` again."))
     kept = {"x": "images", "label": "label", "s": "structure_map", "m": "mask"}
     stacked = {k: torch.stack([torch.from_numpy(c[n]) for c in cases]).float() for k, n in kept.items()}
     cases = {k: v if k == "x" else v[:, None] for k, v in stacked.items()}

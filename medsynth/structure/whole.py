@@ -56,17 +56,21 @@ def redraw(
     draw: Callable[[int], dict[str, torch.Tensor]],  # of try 0, 1, ...: s, m (B, 1, H, W), and whatever belongs to them
     delta: float,  # largest mismatch that is accepted, in [0, 1]
     n_tries: int,  # at most
+    inside: torch.Tensor | None = None,  # (B, 1, H, W) of 0 and 1: what the organ must hold, such as a lesion label
 ) -> dict[str, torch.Tensor]:  # what was drawn, with mismatch (B,) and tries (B,), the number of draws
     """Draw again what is not whole, at most n_tries times, and keep the best (the loop of Algorithm 3)."""
+    def cost(off: torch.Tensor, m: torch.Tensor) -> torch.Tensor:  # 0 where accepted; a pixel that sticks out weighs most
+        return (off - delta).clamp(min=0) + (0 if inside is None else (inside * m).sum((1, 2, 3)))
+
     kept = draw(0)
     off, tries = mismatch(kept["s"], kept["m"]), torch.ones(len(kept["s"]), dtype=torch.long, device=kept["s"].device)
     for t in range(1, n_tries):
-        open_still = off > delta
-        if not open_still.any():
+        todo = cost(off, kept["m"])
+        if not todo.any():
             break
         new = draw(t)
         new_off = mismatch(new["s"], new["m"])
-        better = open_still & (new_off < off)
+        better, tries = cost(new_off, new["m"]) < todo, tries + (todo > 0)
         kept = {n: torch.where(better.view(-1, *[1] * (v.dim() - 1)), new[n], v) for n, v in kept.items()}
-        off, tries = torch.where(better, new_off, off), tries + open_still
+        off = torch.where(better, new_off, off)
     return kept | {"mismatch": off, "tries": tries}

@@ -494,9 +494,9 @@ def test_either_structure_generator_draws_for_synthesis(toy_one_step: OneStep) -
     changes = {"structure": "one_step"}
     run, below = tasks.plan(*REQUEST, **changes)
     stages = [r.params["stage"] for r, _ in below]
-    assert stages[:2] == ["one_step", "pretraining"] and not {"density", "lines"} & set(stages)
+    assert stages[:2] == ["one_step", "processor"] and not {"density", "lines"} & set(stages)
     assert run.id != tasks.plan(*REQUEST)[0].id
-    others = [{"generator": torch.nn.Identity()}, {"translator": torch.nn.Identity()}, {"processor": torch.nn.Identity()}]
+    others = [{"processor": torch.nn.Identity()}, {"translator": torch.nn.Identity()}, {"generator": torch.nn.Identity()}]
     maps = tasks.networks_for("synthesis", [dict(toy_one_step.nets), *others])["maps"]
     assert set(maps) == {"G_s", "G_m"}
     drawn = draw_whole_maps(maps, 0, [3, 1], 0.0, 2)

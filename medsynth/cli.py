@@ -27,7 +27,7 @@ from .evaluation.quality import beside_it, describe_row, judge, plain, quality_p
 from .synthesis.dataset import FORMATS, contact_sheet
 from .synthesis.own_labels import own_labels
 from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
-from .synthesis.stream import describe_counts, parse_filter, write_dataset
+from .synthesis.stream import check_batch, describe_counts, parse_filter, write_dataset
 from .training.loop import Diverged, read_metrics, training_curves
 from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, plan, slices_for, unfold
 
@@ -116,10 +116,10 @@ def run_runs(args: argparse.Namespace) -> int:
 # %% ../nbs/92_cli.ipynb #c831d3ff
 def run_synthesise(args: argparse.Namespace) -> int:
     """Draw a synthetic data set; trains the chain where it is missing."""
-    for name, least in (("n", 1), ("whole_tries", 1), ("batch", CHUNK)):
-        if (value := getattr(args, name)) < least:
-            option = f"--{name.replace('_', '-')}"
-            raise BadRequest(explain(f"{option} {value}", f"a number above {least - 1}", str(value), f"For example {option} 96."))
+    for option, value in (("--n", args.n), ("--whole-tries", args.whole_tries)):
+        if value < 1:
+            raise BadRequest(explain(f"{option} {value}", "a number above 0", str(value), f"For example {option} 8."))
+    check_batch(args.batch)
     filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
     request, out = request_of(args), Path(args.out).absolute()
     slices = slices_for(request.data, request.profile, {}, request.recipe)
@@ -186,7 +186,7 @@ COMMANDS = {
                   "medsynth reproduce fig_16 --data brain_ms=/data/brain_ms --profile demo"),
     "train": (run_train, "train a stage and what it builds on", "medsynth train brain synthesis --set synthesis.lr=1e-4"),
     "runs": (run_runs, "list runs, or show one", "medsynth runs show brain-phantom-synthesis"),
-    "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --filter 'dice>=0.5' --out cases"),
+    "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --out cases"),
     "quality": (run_quality, "judge a chain, a run or a folder of images",
                 "medsynth quality brain --data brain_ms=/data/brain_ms --profile demo"),
     "publish": (run_publish, "copy artefacts to figures/", "medsynth publish fig_16 --data brain_ms --profile demo"),
@@ -246,15 +246,16 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
 
 def add_synthesise(parser: argparse.ArgumentParser) -> None:
     """Add what `synthesise` takes besides task, number, seeds and folder."""
-    parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record r "
-                        "takes plane r modulo their number, and its map is drawn until it holds the label")
+    parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record "
+                        "r takes plane r modulo their number, and its map is drawn until it holds the label")
     parser.add_argument("--filter", action="append", default=[], metavar="NAME>=NUMBER", help="keep cases by D's score or by the "
                         "Dice of the label read back: 'score>=0.4', 'dice>=0.5'; may be repeated (default: keep all)")
     parser.add_argument("--whole-tries", type=int, default=WHOLE_TRIES, help="maps drawn a case at most until one is whole "
                         f"(Algorithm 3; default {WHOLE_TRIES}; 1 takes every map)")
     parser.add_argument("--batch", type=int, default=32, help=f"cases held in memory, a multiple of {CHUNK} (default 32); any "
                         "batch gives the same bytes")
-    parser.add_argument("--format", default="npz", choices=tuple(FORMATS), help="; ".join(f"{n}: {t}" for n, t in FORMATS.items()))
+    parser.add_argument("--format", default="npz", choices=tuple(FORMATS),
+                        help="; ".join(f"{n}: {t}" for n, t in FORMATS.items()))
 
 
 def add_quality(parser: argparse.ArgumentParser) -> None:

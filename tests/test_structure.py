@@ -7,6 +7,7 @@ import torch
 from scipy import ndimage
 
 from medsynth.core.paths import BadRequest
+from medsynth.core.random import generator
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
 from medsynth.structure import edges, fusion, lesions, mask, slices, whole
@@ -82,6 +83,35 @@ def test_algorithm_4_keeps_lesions_in_the_organ() -> None:
     chosen, accepted = lesions.choose_labels(labels, m, 0, list(range(8)))
     assert ((chosen > 0) * m).sum() == 0
     assert accepted[:4].all() and not accepted[4:].any() and (chosen[:4] > 0).flatten(1).sum(1).min() > 20
+
+
+def printed_loop(labels: torch.Tensor, m: torch.Tensor, records: list[int], n_tries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Algorithm 4 try by try, every record's tries drawn to the end: what the two batched warps must equal."""
+    generators = [generator(0, "label", r) for r in records]
+    best, fewest = torch.zeros_like(m), torch.full((len(records),), float("inf"))
+    for _ in range(n_tries):
+        indices = [int(torch.randint(len(labels), (), generator=g)) for g in generators]
+        matrices = torch.stack([lesions.draw_augmentation(g, m.shape[2:]) for g in generators])
+        candidate = lesions.warp(labels[indices][:, None].to(m), matrices)
+        outside = ((candidate > 0) * m).sum((1, 2, 3)) + 1e9 * ((candidate > 0).sum((1, 2, 3)) == 0)
+        better = (outside < fewest)[:, None, None, None]
+        best, fewest = torch.where(better, candidate, best), torch.minimum(outside, fewest)
+    return best * (1 - m), fewest == 0
+
+
+@pytest.mark.parametrize("n_tries", [1, 4, 12])
+def test_batched_algorithm_4_chooses_what_the_loop_chooses(n_tries: int) -> None:
+    """Bit for bit, in organs where most draws are rejected and in one without room; the try counts from 1."""
+    yy, xx = torch.meshgrid(torch.arange(48.0), torch.arange(40.0), indexing="ij")
+    radius = (((yy - 23.5) / 20) ** 2 + ((xx - 19.5) / 15) ** 2).sqrt()
+    m = torch.stack([radius > 1 - i / 16 for i in range(16)])[:, None].float()
+    labels = torch.zeros(3, 48, 40)
+    labels[0, 16:24, 16:20] = labels[1, 8:12, 20:24] = 1
+    labels[2, 26:40, 10:20] = 2
+    chosen, tries = lesions.choose_labels(labels, m, 0, list(range(16)), n_tries)
+    expected, accepted = printed_loop(labels, m, list(range(16)), n_tries)
+    assert torch.equal(chosen, expected) and torch.equal(tries > 0, accepted) and accepted.any() and not accepted.all()
+    assert tries.max() <= n_tries and (n_tries == 1 or tries.max() > 1)
 
 
 def test_augmented_labels_keep_their_classes() -> None:

@@ -5,7 +5,8 @@ lesion processor reads the label back", with the rejection rates of Algorithms 3
 
 # %% auto #0
 __all__ = ['COUNTS', 'FILTERS', 'COMPARE', 'PATIENCE', 'FEWEST', 'row_of', 'encode_rows', 'read_index', 'parse_filter', 'passes',
-           'tally', 'describe_counts', 'check_share', 'draw_rows', 'write_batch', 'write_dataset', 'finish_dataset']
+           'tally', 'describe_counts', 'check_share', 'check_batch', 'draw_rows', 'write_batch', 'write_dataset',
+           'finish_dataset']
 
 # %% ../../nbs/73_stream.ipynb #8b8becea
 import csv
@@ -92,14 +93,18 @@ def tally(rows: list[dict[str, float]], filters: Sequence[str]) -> dict:
             "algorithm_4": algorithm("label_tries", "accepted"), "pixels_cut": sum(r["cut_px"] for r in rows),
             "filters": {f: round(sum(not passes(r, [f]) for r in rows) / max(len(rows), 1), 4) for f in filters}}
 
-# %% ../../nbs/73_stream.ipynb #cd04eb64
+# %% ../../nbs/73_stream.ipynb #1ab65e31
 def describe_counts(counts: dict, own: bool = False) -> str:
     """Say in a few lines what was drawn and rejected."""
     three, four = counts["algorithm_3"], counts["algorithm_4"]
     lines = [f"{counts['kept']} of {counts['records']} records drawn are kept",
-             f"Algorithm 3 rejected {three['rejected']:.1%} of {three['drawn']} maps; {three['records_without']} records took their best"]
-    lines.append(f"label given: {four['records_without']} records cut it to the organ, {counts['pixels_cut']} pixels" if own else
-                 f"Algorithm 4 rejected {four['rejected']:.1%} of {four['drawn']} labels; {four['records_without']} records cut theirs")
+             f"Algorithm 3 rejected {three['rejected']:.1%} of {three['drawn']} maps; "
+             f"{three['records_without']} records took their best"]
+    if own:
+        lines.append(f"label given: {four['records_without']} records cut it to the organ, {counts['pixels_cut']} pixels")
+    else:
+        lines.append(f"Algorithm 4 rejected {four['rejected']:.1%} of {four['drawn']} labels; "
+                     f"{four['records_without']} records cut theirs")
     return "\n".join(lines + [f"{f} rejected {share:.1%} of the records" for f, share in counts["filters"].items()])
 
 # %% ../../nbs/73_stream.ipynb #84e486e6
@@ -116,7 +121,13 @@ def check_share(rows: list[dict[str, float]], filters: Sequence[str]) -> None:
     raise BadRequest(explain(f"--filter {' '.join(filters)}", f"at least {FEWEST:.0%} of the records to pass",
                              f"{kept} of {len(rows)} ({ranges})", "Loosen the filter, or train the chain for longer."))
 
-# %% ../../nbs/73_stream.ipynb #1ae8d11e
+# %% ../../nbs/73_stream.ipynb #e085af8e
+def check_batch(batch: int) -> None:
+    """BadRequest for a batch that is no number of whole chunks."""
+    if batch < CHUNK or batch % CHUNK:
+        raise BadRequest(explain(f"--batch {batch}", f"a multiple of {CHUNK}", str(batch), f"For example --batch {4 * CHUNK}."))
+
+
 def draw_rows(
     painter: Painter, seed: int, records: list[int], filters: Sequence[str], own: torch.Tensor | None
 ) -> dict[int, tuple[dict[str, float], dict[str, np.ndarray]]]:  # record -> its line, its arrays
@@ -138,7 +149,7 @@ def write_batch(out: Path, drawn: list[tuple[dict[str, float], dict[str, np.ndar
     with (out / "cases.csv").open("ab") as f:
         f.write(encode_rows([row for row, _ in drawn], header=f.tell() == 0))
 
-# %% ../../nbs/73_stream.ipynb #ed82d6b8
+# %% ../../nbs/73_stream.ipynb #1402b3f2
 def write_dataset(
     painter: Painter,
     seed: int,
@@ -151,8 +162,7 @@ def write_dataset(
     **more: object,  # about the labels given, for dataset.json
 ) -> dict:  # the tally, and how many cases were written now and were there
     """Draw cases until n are kept; those already there stay, so an interrupted call is simply repeated."""
-    if batch < CHUNK or batch % CHUNK:
-        raise BadRequest(explain(f"--batch {batch}", f"a multiple of {CHUNK}", str(batch), f"For example --batch {4 * CHUNK}."))
+    check_batch(batch)
     about = describe(painter, seed, files) | {"filters": list(filters)} | more
     start_dataset(out, about)
     rows = read_index(out, painter.modalities)

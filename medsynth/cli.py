@@ -73,7 +73,8 @@ def run_reproduce(args: argparse.Namespace) -> int:
     became = reproduce(names, request)
     for name, what in became.items():
         print(f"{name:10s} {what}")
-    print(f"results: {artefact_folder(request.data.name, request.profile)}  ({(time.time() - began) / 60:.1f} minutes)")
+    folder = artefact_folder(request.data.name, request.profile, request.recipe)
+    print(f"results: {folder}  ({(time.time() - began) / 60:.1f} minutes)")
     return 1 if any(w.startswith("failed") for w in became.values()) else 0
 
 
@@ -243,7 +244,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
 
-
+# %% ../nbs/92_cli.ipynb #ec9896e9
 def add_synthesise(parser: argparse.ArgumentParser) -> None:
     """Add what `synthesise` takes besides task, number, seeds and folder."""
     parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record "

@@ -87,7 +87,7 @@ def artefact_key(name: str, request: Request) -> str:  # 12 hex digits
 
 def is_current(name: str, request: Request) -> bool:
     """Tell whether an artefact is there and made by exactly this code from exactly these runs."""
-    path = artefact_folder(request.data.name, request.profile) / f"{name}.json"
+    path = artefact_folder(request.data.name, request.profile, request.recipe) / f"{name}.json"
     shown = any(path.with_suffix(s).exists() for s in (".png", ".csv"))
     return shown and path.exists() and read_json(path).get("key") == artefact_key(name, request)
 

@@ -182,7 +182,7 @@ def write_dataset(
             check_share([rows[r] for r in range(at)], filters)
     return finish_dataset(out, rows, filters) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
 
-
+# %% ../../nbs/73_stream.ipynb #e746b33b
 def finish_dataset(out: Path, rows: dict[int, dict[str, float]], filters: Sequence[str]) -> dict:  # the tally
     """Write the index in order, up to the last case kept, and the tally into dataset.json."""
     last = max(r for r, row in rows.items() if row["kept"])

@@ -195,10 +195,9 @@ class TranslationJudge:
     @property
     def images(self) -> torch.Tensor:
         """Return what is learnt from, (N, k, H, W); synthetic cases are drawn when first asked for."""
-        if self.trained_on == "real":
-            return having(self.real).x
         if self.drawn is None:
-            self.drawn = synthetic_slices(self.real, self.seed, self.needs, self.n_cases)
+            self.drawn = (having(self.real).x if self.trained_on == "real"
+                          else synthetic_slices(self.real, self.seed, self.needs, self.n_cases))
         return self.drawn
 
     def step(self, t: int) -> dict[str, float]:

@@ -324,5 +324,5 @@ def test_a_target_that_is_nothing_says_what_there_is() -> None:
 
 def test_rows_are_plain_values() -> None:
     """JSON takes them."""
-    row = rows.Row("a", "b", "c", "d", None, "not measured")
+    row = rows.Row("a", "b", "c", "d", None, "not measured", scores=np.zeros(3), shown=lambda cases: ([], []))
     assert json.loads(json.dumps(quality.plain(row)))["verdict"] == "not measured"

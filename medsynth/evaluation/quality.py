@@ -62,7 +62,7 @@ def feature_hash(court: Court) -> str:  # 12 hex digits
 def plain(row: Row) -> dict:
     """Turn a row into plain values for CSV and JSON."""
     value = asdict(row.value) if row.value else dict.fromkeys(("value", "low", "high", "n", "unit"))
-    words = {k: v for k, v in row.__dict__.items() if k not in ("value", "scores")}
+    words = {k: v for k, v in row.__dict__.items() if k not in ("value", "scores", "shown")}
     return {"name": words.pop("name"), **value, **words}
 
 # %% ../../nbs/80_quality.ipynb #41b5f1fe
@@ -121,7 +121,7 @@ def provenance(request: Request, slices: Slices, subjects: list[Subject], began:
             "runs": runs, "minutes": round((time.time() - began) / 60, 3),
             "key": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}
 
-# %% ../../nbs/80_quality.ipynb #51be177c
+# %% ../../nbs/80_quality.ipynb #818cee8c
 def quality_rows(
     court: Court, subject: Subject, gan: Subject | None, controls: dict, readers: tuple | None, inception: torch.nn.Module | str
 ) -> list[Row]:

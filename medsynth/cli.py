@@ -5,8 +5,8 @@ request."""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'request_of', 'parse_changes', 'run_reproduce', 'run_train', 'describe_run', 'run_runs', 'run_synthesise',
-           'parse_range', 'run_quality', 'run_publish', 'add_request', 'make_parser', 'add_options', 'add_quality',
-           'main']
+           'parse_range', 'run_quality', 'run_publish', 'add_request', 'make_parser', 'add_options', 'add_synthesise',
+           'add_quality', 'main']
 
 # %% ../nbs/92_cli.ipynb #cacfb26a
 import argparse
@@ -24,18 +24,21 @@ from .core.runs import Run, list_runs, open_run
 from .data.batches import parse_data
 from .evaluation.catalogue import ARTEFACTS, Request, check_names, reproduce, reproduce_plan
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
-from .show import curves
-from .synthesis.dataset import contact_sheet, write_dataset
-from .synthesis.pipeline import open_painter
-from .training.loop import Diverged, read_metrics
-from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, load_slices, plan, unfold
+from .synthesis.dataset import FORMATS, contact_sheet
+from .synthesis.own_labels import own_labels
+from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
+from .synthesis.stream import check_batch, describe_counts, parse_filter, write_dataset
+from .training.loop import Diverged, read_metrics, training_curves
+from .training.tasks import PROFILES, RECIPES, STAGES, TASKS, check_request, get_run, plan, slices_for, unfold
 
 # %% ../nbs/92_cli.ipynb #1fbdbec5
 def request_of(args: argparse.Namespace) -> Request:
     """Turn the shared options into a request; BadRequest for what does not exist, and with --strict for bad records."""
     request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
-    slices = load_slices(request.data, request.profile)
+    changes = parse_changes(getattr(args, "set", None) or [])
+    changes = {n: v for n, v in changes.items() if n.startswith("data.")}
+    slices = slices_for(request.data, request.profile, changes, request.recipe)
     if args.strict and slices.set_aside:
         raise BadRequest(explain(f"--data {args.data} --strict", "no bad record", f"{len(slices.set_aside)}",
                                  " ".join(slices.set_aside.values())))
@@ -70,7 +73,8 @@ def run_reproduce(args: argparse.Namespace) -> int:
     became = reproduce(names, request)
     for name, what in became.items():
         print(f"{name:10s} {what}")
-    print(f"results: {artefact_folder(request.data.name, request.profile)}  ({(time.time() - began) / 60:.1f} minutes)")
+    folder = artefact_folder(request.data.name, request.profile, request.recipe)
+    print(f"results: {folder}  ({(time.time() - began) / 60:.1f} minutes)")
     return 1 if any(w.startswith("failed") for w in became.values()) else 0
 
 
@@ -102,26 +106,30 @@ def run_runs(args: argparse.Namespace) -> int:
             print(describe_run(run))
         return 0
     run = open_run(args.run or "")
-    metrics = {n: v for n, v in read_metrics(run).items() if n != "step"}
     print(describe_run(run))
     for name in ("settings", "builds_on", "data_hash", "code"):
         print(f"{name}: {run.params[name]}")
-    curves(metrics).savefig(run.path / "losses.png", dpi=110)
+    print("last: " + ", ".join(f"{n} {v[-1]:.3g}" for n, v in read_metrics(run).items()))
+    training_curves(run).savefig(run.path / "losses.png", dpi=110)
     print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}")
     return 0
 
 # %% ../nbs/92_cli.ipynb #c831d3ff
 def run_synthesise(args: argparse.Namespace) -> int:
     """Draw a synthetic data set; trains the chain where it is missing."""
-    if args.n < 1:
-        raise BadRequest(explain(f"--n {args.n}", "a number of cases above 0", str(args.n), "For example --n 100."))
+    for option, value in (("--n", args.n), ("--whole-tries", args.whole_tries)):
+        if value < 1:
+            raise BadRequest(explain(f"{option} {value}", "a number above 0", str(value), f"For example {option} 8."))
+    check_batch(args.batch)
+    filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
     request, out = request_of(args), Path(args.out).absolute()
-    words = (args.task, request.data, request.recipe, request.profile, args.model_seed)
+    slices = slices_for(request.data, request.profile, {}, request.recipe)
+    own, about = own_labels(Path(args.label), slices.n_classes, slices.size) if args.label else (None, None)
+    words = (args.task, request.data, request.recipe, request.profile, args.model_seed, args.whole_tries)
     painter = open_painter(*words, **parse_changes(args.set))
-    counts = write_dataset(painter, args.seed, args.n, out)
+    counts = write_dataset(painter, args.seed, args.n, out, filters, own, args.batch, args.format, label=about)
     write_bytes(out / "contact_sheet.png", contact_sheet(out)._repr_png_())
-    print(f"{out}: {counts['written']} cases written, {counts['kept']} kept, "
-          f"{counts['label_not_fitting']} whose label had to be cut to the organ (Algorithm 4)")
+    print(f"{out}: {counts['written']} cases written, {counts['there']} were there\n{describe_counts(counts, own is not None)}")
     return 0
 
 
@@ -188,7 +196,7 @@ COMMANDS = {
 
 def add_request(parser: argparse.ArgumentParser, seed_help: str) -> None:
     """Add the options that every request has."""
-    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms; "
+    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms, brats2015_subset; "
                         "without a path it is looked for under $MEDSYNTH_DATA")
     parser.add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     parser.add_argument("--recipe", default="mended", help=f"{', '.join(RECIPES)} (default mended)")
@@ -220,9 +228,10 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["runs"].add_argument("action", nargs="?", default="list", choices=("list", "show"))
     made["runs"].add_argument("run", nargs="?", help="id, start of an id, or path of a run")
     made["synthesise"].add_argument("task", help=f"of {', '.join(TASKS)}")
-    made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases (default 16)")
+    made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases kept (default 16)")
     made["synthesise"].add_argument("--out", required=True, help="folder of the data set; an interrupted one is completed")
     made["synthesise"].add_argument("--model-seed", type=int, default=0, help="seed of the trained chain (default 0)")
+    add_synthesise(made["synthesise"])
     for name in ("train", "synthesise"):
         made[name].add_argument("--set", action="append", default=[], metavar="STAGE.NAME=VALUE",
                                 help="change an argument of a stage")
@@ -234,6 +243,20 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--profile", default="smoke", help="scale (default smoke)")
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
+
+# %% ../nbs/92_cli.ipynb #ec9896e9
+def add_synthesise(parser: argparse.ArgumentParser) -> None:
+    """Add what `synthesise` takes besides task, number, seeds and folder."""
+    parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record "
+                        "r takes plane r modulo their number, and its map is drawn until it holds the label")
+    parser.add_argument("--filter", action="append", default=[], metavar="NAME>=NUMBER", help="keep cases by D's score or by the "
+                        "Dice of the label read back: 'score>=0.4', 'dice>=0.5'; may be repeated (default: keep all)")
+    parser.add_argument("--whole-tries", type=int, default=WHOLE_TRIES, help="maps drawn a case at most until one is whole "
+                        f"(Algorithm 3; default {WHOLE_TRIES}; 1 takes every map)")
+    parser.add_argument("--batch", type=int, default=32, help=f"cases held in memory, a multiple of {CHUNK} (default 32); any "
+                        "batch gives the same bytes")
+    parser.add_argument("--format", default="npz", choices=tuple(FORMATS),
+                        help="; ".join(f"{n}: {t}" for n, t in FORMATS.items()))
 
 
 def add_quality(parser: argparse.ArgumentParser) -> None:

@@ -25,13 +25,24 @@ def pytest_report_header() -> list[str]:
     return [f"MEDSYNTH_HOME: {os.environ['MEDSYNTH_HOME']}", f"MEDSYNTH_DATA: {images}"]
 
 
-@pytest.fixture(scope="session")
-def brain_ms() -> Path:
-    """The folder of the multiple sclerosis images, or a skip that says what to set."""
+def real_folder(name: str) -> Path:
+    """The folder of a set of real images, or a skip that says what to set."""
     data = os.environ.get("MEDSYNTH_DATA")
     if not data:
         pytest.skip("MEDSYNTH_DATA is not set: no real images")
-    folder = Path(data) / "brain_ms"
+    folder = Path(data) / name
     if not folder.is_dir():
-        pytest.skip(f"no folder brain_ms under MEDSYNTH_DATA ({data})")
+        pytest.skip(f"no folder {name} under MEDSYNTH_DATA ({data})")
     return folder.absolute()
+
+
+@pytest.fixture(scope="session")
+def brain_ms() -> Path:
+    """The folder of the multiple sclerosis images, or a skip that says what to set."""
+    return real_folder("brain_ms")
+
+
+@pytest.fixture(scope="session")
+def brats2015_subset() -> Path:
+    """The folder of the two-modality BRATS subset, or a skip that says what to set."""
+    return real_folder("brats2015_subset")

@@ -5,16 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from skimage.io import imsave
 
 from medsynth.cli import main
+from medsynth.core.artefacts import REDISTRIBUTABLE
 from medsynth.core.paths import home
 from medsynth.data.batches import parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS
+from medsynth.evaluation.subjects import dataset_cases
 from medsynth.training.tasks import load_slices
 
 MEDSYNTH = Path(sys.executable).parent / "medsynth"
@@ -73,12 +77,39 @@ def test_dry_run_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_synthesise_twice(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
-    """A data set is written, then completed, with a picture of it."""
+    """A data set is written, then completed, with a picture of it; rejection rates are said."""
     out = tmp_path / "cases"
     first, second = (typed("synthesise", "brain", "--n", n, "--out", out) for n in (2, 5))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "3 cases written, 2 kept" in second.stdout and (out / "contact_sheet.png").exists()
+    assert "3 cases written, 2 were there" in second.stdout and (out / "contact_sheet.png").exists()
+    assert "Algorithm 3 rejected" in second.stdout and "Algorithm 4 rejected" in second.stdout
     assert len(list(out.glob("case_*.npz"))) == 5
+
+
+def test_synthesise_filtered_with_a_label(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
+    """Killed outright and repeated: as if never killed; quality reads the NIfTI set; dataset.json tells all."""
+    label = np.zeros((48, 40), np.uint8)
+    label[22:27, 16:22] = 1
+    imsave(tmp_path / "label.png", label, check_contrast=False)
+    words = ["synthesise", "brain", "--n", "12", "--label", tmp_path / "label.png", "--filter", "score>=0.0", "--format", "nifti",
+             "--batch", "8", "--whole-tries", "3", "--out"]
+    child = subprocess.Popen([str(w) for w in (MEDSYNTH, *words, tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not list((tmp_path / "killed").glob("case_*")) and time.time() < deadline and child.poll() is None:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    again, whole = (typed(*words, tmp_path / name) for name in ("killed", "whole"))
+    assert again.returncode == whole.returncode == 0, again.stderr + whole.stderr
+    assert "label given: 0 records cut it" in whole.stdout and "score>=0.0 rejected 0.0%" in whole.stdout
+    listed = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert len([n for n in listed if n.endswith("_Flair.nii.gz")]) == 12
+    assert listed == sorted(p.name for p in (tmp_path / "killed").iterdir() if not p.name.startswith("."))
+    assert all((tmp_path / "whole" / n).read_bytes() == (tmp_path / "killed" / n).read_bytes() for n in listed)
+    about = json.loads((tmp_path / "whole" / "dataset.json").read_text())
+    cases, modalities = dataset_cases(tmp_path / "whole")
+    assert cases["x"].shape == (12, 4, 48, 40) and list(modalities) == about["modalities"]
+    assert about["label"]["file"] == "label.png" and about["filters"] == ["score>=0.0"] and about["counts"]["kept"] == 12
 
 
 def test_runs_are_listed_and_shown(reproduced: subprocess.CompletedProcess) -> None:
@@ -177,6 +208,11 @@ BAD_REQUESTS = [
     (["reproduce", "fig_99"], "one of fig_06"), (["reproduce", "--data", "brain_ms=absent"], "a folder"),
     (["train", "brain", "paint"], "one of processor"), (["train", "brain", "--set", "lr"], "NAME=VALUE"),
     (["train", "heart"], "one of brain"), (["synthesise", "brain", "--n", "0", "--out", "x"], "above 0"),
+    (["synthesise", "brain", "--out", "x", "--filter", "fid>=1"], "of score, dice"),
+    (["synthesise", "brain", "--out", "x", "--label", "absent.png"], "no such file"),
+    (["synthesise", "brain", "--out", "x", "--batch", "4"], "a multiple of 8"),
+    (["synthesise", "brain", "--out", "x", "--batch", "12"], "a multiple of 8"),
+    (["synthesise", "brain", "--out", "x", "--whole-tries", "0"], "above 0"),
     (["quality", "liver"], "a task (brain)"), (["quality", "brain", "--seeds", "0"], "above 0"),
     (["quality", "brain", "--range", "1"], "LOW,HIGH"), (["train", "brain", "--set", "lesions.lr=1"], "STAGE of"),
     (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
@@ -225,3 +261,21 @@ def test_real_brain_mri_at_smoke(brain_ms: Path, tmp_path: Path) -> None:
     assert worse.returncode == 0 and "patient07" in worse.stderr and "set aside" in worse.stderr, worse.stderr
     strict = typed("reproduce", "fig_06", "--data", data, "--strict", MEDSYNTH_HOME=str(tmp_path / "home"))
     assert strict.returncode == 2 and "patient07" in strict.stderr and "Traceback" not in strict.stderr
+
+
+@pytest.mark.real_data
+def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path: Path) -> None:
+    """Train the whole chain on Flair and T1c with five classes, then write cases; figures with real pixels stay at home."""
+    home = str(tmp_path / "home")
+    data = f"brats2015_subset={brats2015_subset}"
+    words = ("brain", "--data", data, "--profile", "smoke")
+    trained = typed("train", "brain", "synthesis", *words[1:], MEDSYNTH_HOME=home)
+    assert trained.returncode == 0, trained.stderr
+    made = typed("synthesise", *words, "--n", "3", "--out", str(tmp_path / "cases"), MEDSYNTH_HOME=home)
+    assert made.returncode == 0, made.stderr
+    about = json.loads((tmp_path / "cases" / "dataset.json").read_text())
+    assert about["modalities"] == ["Flair", "T1c"] and about["n_classes"] == 5
+    figure = typed("reproduce", "fig_06", *words[1:], MEDSYNTH_HOME=home)
+    assert figure.returncode == 0, figure.stderr
+    facts = json.loads((tmp_path / "home" / "artefacts" / "brats2015_subset" / "smoke" / "fig_06.json").read_text())
+    assert facts["shows_real_images"] and "brats2015_subset" not in REDISTRIBUTABLE, "its licence keeps it out of figures/"

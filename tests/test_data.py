@@ -1,4 +1,4 @@
-"""Layer data: the phantom, the reader of brain_ms on files in its layout, and every kind of bad record."""
+"""Layer data: the phantom, each reader on files in its layout, every kind of bad record, and patients who lack a modality."""
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medsynth.core.paths import BadRecord, BadRequest
-from medsynth.data import brain_ms, phantom
-from medsynth.data.samples import Patient, check_patient, min_max, split_patients
+from medsynth.data import brain_ms, brats, phantom
+from medsynth.data.batches import DataRef, parse_data, read_cohort
+from medsynth.data.samples import Patient, check_patient, min_max, read_volume, split_patients
 
 AFFINE = np.diag([-1.0, 1.0, 1.0, 1.0])
 
@@ -132,7 +133,109 @@ def test_a_header_that_asks_for_too_much_is_refused(tmp_path: Path) -> None:
     content[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
     (tmp_path / "huge.nii").write_bytes(content)
     with pytest.raises(BadRecord, match="voxels"):
-        brain_ms.read_volume(tmp_path / "huge.nii")
+        read_volume(tmp_path / "huge.nii")
+
+
+def test_a_training_patient_may_lack_a_modality_and_a_held_out_one_may_not(tmp_path: Path) -> None:
+    """With `needs`, patient 07 stays without T2 but not without T1; patient 26 is held out and stays only whole."""
+    nothing(write_patient(tmp_path, "patient07"))
+    nothing(write_patient(tmp_path, "patient26"))
+    write_patient(tmp_path, "patient08")
+    (write_patient(tmp_path, "patient09") / "T1_x.nii.gz").unlink()
+    with pytest.warns(UserWarning, match="2 of 4 records set aside"):
+        cohort = brain_ms.read_brain_ms(tmp_path, needs=("Flair", "T1"))
+    assert [(p.name, sorted(p.images)) for p in cohort.patients] == [
+        ("patient07", ["Flair", "T1", "T1c"]), ("patient08", ["Flair", "T1", "T1c", "T2"])]
+    assert "T2" in cohort.set_aside["patient26"] and "T1_" in cohort.set_aside["patient09"]
+    truncated(tmp_path / "patient07")
+    with pytest.warns(UserWarning, match="3 of 4 records set aside"):
+        cohort = brain_ms.read_brain_ms(tmp_path, needs=("Flair", "T1"))
+    assert "readable" in cohort.set_aside["patient07"], "a file that is there and damaged is no lacking modality"
+
+
+BRATS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def write_brats(root: Path, side: str, name: str) -> Path:
+    """Write one patient of the BRATS subset: a block of brain, z-scored, air at the volume's minimum, a small tumour."""
+    folder = root / side / name
+    folder.mkdir(parents=True)
+    brain, label = np.zeros(brats.SHAPE, np.float32), np.zeros(brats.SHAPE, np.float32)
+    brain[60:180, 50:200, 40:120] = 1
+    label[100, 70, 60], label[100, 80, 60:62], label[10, 10, 60] = 4, 2, 3  # the last one outside the brain
+    image = np.where(brain > 0, 0.5, -3.0).astype(np.float32)
+    image[100:120, 60, 60], image[60, 50, 40] = 2.0, -2.5
+    save(folder / brats.BRAIN, brain * np.float32(0.9999999), BRATS_AFFINE)
+    save(folder / brats.LABEL, label, BRATS_AFFINE)
+    for file in brats.FILES.values():
+        save(folder / file, image, BRATS_AFFINE)
+    return folder
+
+
+def test_the_brats_reader_on_its_layout(tmp_path: Path) -> None:
+    """Sides, crop, orientation, range and classes, voxel by voxel."""
+    for side, name in (("train", "a"), ("validation", "b"), ("test", "c")):
+        write_brats(tmp_path, side, name)
+    cohort = read_cohort(parse_data(f"brats2015_subset={tmp_path}"))
+    assert {s: [p.name for p in ps] for s, ps in split_patients(cohort).items()} == {"train": ["a", "b"], "test": ["c"]}
+    assert cohort.modalities == ("Flair", "T1c") and cohort.n_classes == 5 and cohort.real and cohort.extra_labels is None
+    p = cohort.patients[0]
+    assert p.label.shape == (50, 184, 144) and p.label.sum() == 4 + 2 + 2, "a label outside the brain is dropped"
+    assert p.label[60 - 55, 70 - 38, 100 - 48] == 4 and p.label[61 - 55, 80 - 38, 100 - 48] == 2
+    x = p.images["T1c"]
+    assert x[0, 0, 0] == 0 and abs(x[5, 60 - 38, 100 - 48] - 1) < 1e-6, "air is 0, the bright row is cut at the top"
+    assert abs(x[20, 100, 60] - (0.5 + 2.5) / (0.5 + 2.5)) < 1e-6, "the 99.9th percentile, 0.5, is 1; the minimum, -2.5, is 0"
+
+
+def brats_class(folder: Path) -> None:
+    """Label a voxel with half a class."""
+    volume = np.zeros(brats.SHAPE, np.float32)
+    volume[100, 100, 60] = 1.5
+    save(folder / brats.LABEL, volume, BRATS_AFFINE)
+
+
+def brats_axes(folder: Path) -> None:
+    """Turn the mask's axes round."""
+    save(folder / brats.BRAIN, np.ones(brats.SHAPE, np.float32), np.eye(4))
+
+
+def brats_shape(folder: Path) -> None:
+    """Write a modality on another grid."""
+    save(folder / brats.FILES["Flair"], np.ones((10, 10, 10), np.float32), BRATS_AFFINE)
+
+
+def brats_nothing(folder: Path) -> None:
+    """Remove the mask."""
+    (folder / brats.BRAIN).unlink()
+
+
+def brats_empty(folder: Path) -> None:
+    """Write a mask without a brain."""
+    save(folder / brats.BRAIN, np.zeros(brats.SHAPE, np.float32), BRATS_AFFINE)
+
+
+BAD_BRATS = [(brats_class, "classes 0 to 4"), (brats_axes, "axes"), (brats_shape, "shape"), (brats_nothing, "brainmask"),
+             (brats_empty, "fill")]
+
+
+@pytest.mark.parametrize(("spoil", "says"), BAD_BRATS, ids=[f.__name__ for f, _ in BAD_BRATS])
+def test_a_bad_brats_record_is_named_and_the_rest_goes_on(tmp_path: Path, spoil: Callable, says: str) -> None:
+    """One spoilt patient is set aside with its reason; the other is read."""
+    spoil(write_brats(tmp_path, "train", "a"))
+    write_brats(tmp_path, "test", "c")
+    with pytest.warns(UserWarning, match="1 of 2 records set aside"):
+        cohort = brats.read_brats2015_subset(tmp_path)
+    assert [p.name for p in cohort.patients] == ["c"] and says in cohort.set_aside["a"]
+
+
+def test_brats_folders_that_are_empty_or_share_a_patient_are_bad_requests(tmp_path: Path) -> None:
+    """D12: nobody is on both sides."""
+    with pytest.raises(BadRequest, match="--data brats2015_subset=PATH"):
+        brats.read_brats2015_subset(tmp_path)
+    for side in ("train", "test"):
+        (tmp_path / side / "a").mkdir(parents=True)
+    with pytest.raises(BadRequest, match="a in two"):
+        brats.read_brats2015_subset(tmp_path)
 
 
 def test_min_max_by_hand() -> None:
@@ -175,3 +278,17 @@ def test_the_real_cohort(brain_ms: Path) -> None:  # noqa: F811
     assert {s: len(ps) for s, ps in split_patients(cohort).items()} == {"train": 2, "test": 1}
     assert len(cohort.extra_labels) > 27 and not cohort.set_aside
     assert all(p.label.any() and p.images["T1"].shape == (70, 192, 160) for p in cohort.patients)
+
+
+@pytest.mark.real_data
+def test_the_real_brats_subset(brats2015_subset: Path) -> None:
+    """Six patients, two held out, none set aside, all in [0, 1], tumours of every patient inside its images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cohort = read_cohort(DataRef("brats2015_subset", brats2015_subset))
+    sides = {s: [p.name[-6:] for p in ps] for s, ps in split_patients(cohort).items()}
+    assert sides == {"train": ["0005_1", "0006_1", "0003_1", "0004_1"], "test": ["0001_1", "0002_1"]}
+    for p in cohort.patients:
+        brain = p.images["Flair"] > 0
+        assert set(np.unique(p.label)) == {0, 1, 2, 3, 4} and p.images["T1c"].shape == (50, 184, 144)
+        assert (p.label[~brain] > 0).sum() < 0.002 * (p.label > 0).sum(), "voxels at the brain's minimum alone"

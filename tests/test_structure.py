@@ -1,11 +1,16 @@
 """Layer structure: parity with scipy, the variants of Algorithm 1, Algorithm 4, noise fusion."""
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from medsynth.core.paths import BadRequest
+from medsynth.core.random import generator
 from medsynth.data.batches import parse_data
-from medsynth.structure import edges, fusion, lesions, mask, slices
+from medsynth.data.phantom import phantom_cohort
+from medsynth.structure import edges, fusion, lesions, mask, slices, whole
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +85,35 @@ def test_algorithm_4_keeps_lesions_in_the_organ() -> None:
     assert accepted[:4].all() and not accepted[4:].any() and (chosen[:4] > 0).flatten(1).sum(1).min() > 20
 
 
+def printed_loop(labels: torch.Tensor, m: torch.Tensor, records: list[int], n_tries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Algorithm 4 try by try, every record's tries drawn to the end: what the two batched warps must equal."""
+    generators = [generator(0, "label", r) for r in records]
+    best, fewest = torch.zeros_like(m), torch.full((len(records),), float("inf"))
+    for _ in range(n_tries):
+        indices = [int(torch.randint(len(labels), (), generator=g)) for g in generators]
+        matrices = torch.stack([lesions.draw_augmentation(g, m.shape[2:]) for g in generators])
+        candidate = lesions.warp(labels[indices][:, None].to(m), matrices)
+        outside = ((candidate > 0) * m).sum((1, 2, 3)) + 1e9 * ((candidate > 0).sum((1, 2, 3)) == 0)
+        better = (outside < fewest)[:, None, None, None]
+        best, fewest = torch.where(better, candidate, best), torch.minimum(outside, fewest)
+    return best * (1 - m), fewest == 0
+
+
+@pytest.mark.parametrize("n_tries", [1, 4, 12])
+def test_batched_algorithm_4_chooses_what_the_loop_chooses(n_tries: int) -> None:
+    """Bit for bit, in organs where most draws are rejected and in one without room; the try counts from 1."""
+    yy, xx = torch.meshgrid(torch.arange(48.0), torch.arange(40.0), indexing="ij")
+    radius = (((yy - 23.5) / 20) ** 2 + ((xx - 19.5) / 15) ** 2).sqrt()
+    m = torch.stack([radius > 1 - i / 16 for i in range(16)])[:, None].float()
+    labels = torch.zeros(3, 48, 40)
+    labels[0, 16:24, 16:20] = labels[1, 8:12, 20:24] = 1
+    labels[2, 26:40, 10:20] = 2
+    chosen, tries = lesions.choose_labels(labels, m, 0, list(range(16)), n_tries)
+    expected, accepted = printed_loop(labels, m, list(range(16)), n_tries)
+    assert torch.equal(chosen, expected) and torch.equal(tries > 0, accepted) and accepted.any() and not accepted.all()
+    assert tries.max() <= n_tries and (n_tries == 1 or tries.max() > 1)
+
+
 def test_augmented_labels_keep_their_classes() -> None:
     """Nearest neighbour: no class in between appears."""
     label = torch.zeros(1, 1, 48, 40)
@@ -99,6 +133,71 @@ def test_prepared_slices_are_cached_and_split_by_patient() -> None:
     assert set(train.patient.tolist()).isdisjoint(test.patient.tolist()) and len(train.x) + len(test.x) == 12
     assert len(a.labels) == int((train.l > 0).flatten(1).any(1).sum())
     assert slices.prepare(parse_data("phantom"), (48, 40), 2, small | {"seed": 1}).hash != a.hash
+
+
+def test_an_outline_outlives_the_lesion_that_touches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disc whose tumour reaches its border: with 0 px its map is open, with 2 px it is closed, and only lines near it stay."""
+    yy, xx = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    disc = 0.6 * (((yy - 32) ** 2 + (xx - 32) ** 2).sqrt() < 22).float()[None, None]
+    tumour = torch.zeros_like(disc)
+    tumour[..., 24:40, :32] = 1
+    maps = {}
+    for px in (0, 2):
+        monkeypatch.setitem(slices.OUTLINE_PX, "brats2015_subset", px)
+        maps[px] = slices.extract("brats2015_subset", {"Flair": disc}, tumour)
+    m = maps[0]["m"]
+    assert torch.equal(maps[0]["s_free"], lesions.remove_lesion(maps[0]["s"], tumour, 2)), "0 px: the thesis's removal"
+    assert whole.mismatch(maps[0]["s_free"], m) > 0.2 and whole.mismatch(maps[2]["s_free"], m) < 0.01
+    more = maps[2]["s_free"] - maps[0]["s_free"]
+    assert more.sum() > 0 and (more * (1 - lesions.dilate(m, 2))).sum() == 0
+
+
+def half_empty() -> slices.Slices:
+    """Six slices of two modalities filled with 1..6 and 11..16; slices 1 and 4 lack the second one."""
+    x = torch.stack([torch.arange(1.0, 7), torch.arange(11.0, 17)], 1)[:, :, None, None].expand(6, 2, 4, 4).clone()
+    present = torch.ones(6, 2, dtype=torch.bool)
+    present[[1, 4], 1], x[[1, 4], 1] = False, 0
+    empty = torch.zeros(6, 1, 4, 4)
+    tensors = {"x": x, "present": present, "s": empty, "m": empty, "l": empty, "labels": empty[:, 0],
+               "patient": torch.arange(6), "test": torch.zeros(6, dtype=torch.bool)}
+    return slices.Slices("toy", False, ("a", "b"), 2, "0", tuple("abcdef"), {}, tensors)
+
+
+def test_stand_ins_by_hand() -> None:
+    """Of slices 0, 2, 3, 5, who have it, row 1 gets number 1 % 4 = 1, which is slice 2; row 4 gets 4 % 4 = 0, slice 0."""
+    data = half_empty()
+    got = slices.stand_ins(data, torch.tensor([0, 1, 4]))[:, :, 0, 0]
+    assert got.tolist() == [[1, 11], [2, 13], [5, 11]]
+    assert data.x[1, 1].max() == 0, "the slices themselves are left alone"
+    assert slices.having(data, 1).patient.tolist() == slices.having(data).patient.tolist() == [0, 2, 3, 5]
+    assert len(slices.having(data, 0).x) == 6
+    b = slices.batch_of(data, 6, 0, "toy", 0)
+    assert torch.equal(b["present"][:, 1] == 0, b["x"][:, 1].amax((1, 2)) == 0) and b["x_any"].amin() >= 1
+
+
+def test_slices_with_every_modality_stand_for_themselves() -> None:
+    """Without `present`, or with it all true, x_any is x and every slice is kept."""
+    data = half_empty()
+    complete = slices.Slices(**(data.__dict__ | {"tensors": {k: v for k, v in data.tensors.items() if k != "present"}}))
+    b = slices.batch_of(complete, 4, 0, "toy", 1)
+    assert torch.equal(b["x"], b["x_any"]) and b["present"].min() == 1 and len(slices.having(complete).x) == 6
+
+
+def test_a_training_patient_without_a_modality_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`incomplete` keeps it with x 0 and present False there; without any T2 left in training it is a bad request."""
+    def lacking(names: tuple[str, ...]) -> None:
+        cohort = phantom_cohort(3, 1, 2, (48, 40))
+        patients = [dataclasses.replace(p, images={k: v for k, v in p.images.items() if k != "T2" or p.name not in names})
+                    for p in cohort.patients]
+        monkeypatch.setattr(slices, "read_cohort", lambda *_: dataclasses.replace(cohort, patients=patients))
+
+    lacking(("phantom000",))
+    data = slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 77}, incomplete=True)
+    absent = ~data.present
+    assert absent.sum() == 2 and absent[:2, data.modalities.index("T2")].all() and data.x[absent].max() == 0
+    lacking(("phantom000", "phantom001"))
+    with pytest.raises(BadRequest, match="modality T2"):
+        slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 78}, incomplete=True)
 
 
 @pytest.mark.gpu

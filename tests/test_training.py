@@ -10,12 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from medsynth.core.paths import BadRequest
+from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
-from medsynth.training import tasks
+from medsynth.nets.critics import Critic, draw_view
+from medsynth.nets.unet import UNet
+from medsynth.nets.vae import DensityVAE, Flow, Refiner
+from medsynth.show import Picture, curves
+from medsynth.structure.slices import present_in
+from medsynth.structure.whole import redraw
+from medsynth.synthesis.pipeline import open_painter, synthesise_all
+from medsynth.training import loop, synthesis, tasks, translator
+from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
+from medsynth.training.one_step import ONE_STEP_WEIGHTS, OneStep, one_step_terms, overall_loss
+from medsynth.training.translator import translate, translator_terms
 
 PHANTOM = parse_data("phantom")
 REQUEST = ("brain", "synthesis", PHANTOM, "mended", "smoke", 0)
@@ -117,6 +129,149 @@ def test_a_diverging_run_stops_and_says_what_to_try(tmp_path: Path, monkeypatch:
     assert run_of(about).state == "interrupted"
 
 
+class Stub:
+    """A stage of one weight w = 3 that is pulled to 1 by (w - 1)^2 at a rate of 1/4, and D's answers as given."""
+
+    def __init__(self, unsure_at: int = -1):
+        net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(net.weight, 3.0)
+        self.nets, self.unsure_at = {"net": net}, unsure_at
+        self.optimisers = {"net": torch.optim.SGD(net.parameters(), 0.25)}
+
+    def step(self, t: int) -> dict[str, float]:
+        net, one = self.nets["net"], torch.ones(1, 1)
+        loss = (net(one) - 1).square().sum()
+        loop.descend(open_fabric(), self.optimisers["net"], loss)
+        (100 * net(one)).sum().backward()  # as another network's loss leaves its gradient behind
+        return {"loss": loss.item(), "d_real": 0.5 if t == self.unsure_at else 0.95, "d_fake": 0.05}
+
+    def picture(self) -> Picture:
+        return curves({"none": [0.0]})
+
+
+def stub_run(**more: object) -> object:
+    """Name a run of the stub."""
+    return run_of({"task": "brain", "data": "none", "stage": "stub", "recipe": "mended", "profile": "smoke", "seed": 0} | more)
+
+
+def test_gradient_norms_are_those_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d/dw (w - 1)^2 = 2 (w - 1): 4 at w = 3, then 2, 1, each half the one before; what is left over later does not count."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    assert loop.read_metrics(run)["grad_net"] == [4.0, 2.0, 1.0] and loop.read_metrics(run)["loss"] == [4.0, 1.0, 0.25]
+    assert [ax.get_ylabel() for ax in loop.training_curves(run).axes] == ["losses", "D on real and fake", "gradient norms"]
+
+
+def test_a_line_cut_short_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 may leave half a last line, even one that could be read: it is dropped."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    run = train(stub_run(), Stub(), 3, 0, open_fabric(), 10)
+    whole = (run.path / "metrics.jsonl").read_text()
+    for cut in (20, 1):  # in the middle of a number, and the end of the line alone
+        (run.path / "metrics.jsonl").write_text(whole[:-cut])
+        assert loop.read_metrics(run)["step"] == [0, 1]
+
+
+def test_a_saturated_critic_stops_the_run_and_a_resumed_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right for SATURATED_STEPS rows on end, counted from the last doubt; resumed, at the same step with the same words."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    end = loop.SATURATED_STEPS + 17
+    for n, steps in (("whole", (end + 20,)), ("in two pieces", (loop.SATURATED_STEPS - 40, end + 20))):
+        with pytest.raises(Diverged, match=f"at step {end}: .*since step 18.*--set stub.critic_lr") as said:
+            for s in steps:
+                (stub_run(note=n).path / "done.json").unlink(missing_ok=True)
+                train(stub_run(note=n), Stub(unsure_at=17), s, 0, open_fabric(), 50)
+        assert "medsynth" not in str(said.value) and stub_run(note=n).state == "interrupted"
+
+
+def test_only_a_critic_with_targets_saturates() -> None:
+    """Far beyond its targets, as Wasserstein's, or without answers, no critic is called saturated; one doubt is enough."""
+    def rows(d_real: float, d_fake: float) -> list[dict]:
+        return [{"step": t, "d_real": d_real, "d_fake": d_fake} for t in range(loop.SATURATED_STEPS + 5)]
+
+    assert loop.saturated_since(rows(0.95, 0.05)) == 5
+    assert loop.saturated_since(rows(40.0, -30.0)) is None and loop.saturated_since([{"step": 0, "loss": 1.0}] * 300) is None
+    assert loop.saturated_since(rows(0.95, 0.05)[:-6]) is None
+    assert loop.saturated_since([*rows(0.95, 0.05)[:-1], {"step": 204, "d_real": 0.8, "d_fake": 0.0}]) is None
+
+
+THESIS = ("brain", "synthesis", PHANTOM, "thesis", "smoke", 0)
+
+
+def test_the_recipe_of_the_thesis_is_arguments_and_data() -> None:
+    """Its runs share none with ours; planes, blur, instance norm, no ramp, no anchor; its maps are extracted literally."""
+    runs = {r.params["stage"]: r for r in tasks.unfold(tasks.plan(*THESIS))}
+    assert list(runs) == ["one_step", "processor", "translator", "pretraining", "synthesis"]
+    assert not {r.id for r in runs.values()} & {r.id for r in tasks.unfold(tasks.plan(*REQUEST))}
+    assert {r.params["data_hash"] for r in runs.values()} == {tasks.load_slices(PHANTOM, "smoke", "thesis").hash}
+    wired = {"condition": "planes", "init": "blur"}
+    assert all(wired.items() <= runs[s].params["settings"].items() for s in ("translator", "pretraining"))
+    literal = {"critic_norm": "instance", "views": False, "fake_classes": True, "registration_ramp": False, "anchor": 0.0,
+               "contrast": 0.0, "structure": "one_step", "adversarial": 3.0}
+    assert literal.items() <= runs["synthesis"].params["settings"].items()
+    assert tasks.RECIPES["mended"] == {} and "recipe" in tasks.plan(*REQUEST)[0].params
+
+
+def test_literal_maps_are_other_maps_of_the_same_images() -> None:
+    """Algorithm 1's literal lines change maps, not images; each modality has its own map, Flair's the one that all share."""
+    ours, theirs = (tasks.load_slices(PHANTOM, "smoke", recipe) for recipe in ("mended", "thesis"))
+    assert torch.equal(ours.x, theirs.x) and torch.equal(ours.l, theirs.l) and not torch.equal(ours.s, theirs.s)
+    assert "s_each" not in ours.tensors and theirs.s_each.shape == theirs.x.shape
+    assert torch.equal(theirs.s_each[:, 3:], theirs.s) and not torch.equal(theirs.s_each[:, 0], theirs.s_each[:, 1])
+    with pytest.raises(BadRequest, match="data.own_maps"):
+        tasks.get_run("brain", "pretraining", PHANTOM, "mended", "smoke", 0, own_maps=True)
+
+
+def test_slices_of_another_recipe_are_no_plan_of_this_run() -> None:
+    """A run is never trained on slices that it was not planned for."""
+    run, below = tasks.plan("brain", "pretraining", PHANTOM, "thesis", "smoke", 0)
+    with pytest.raises(ValueError, match="planned for"):
+        tasks.finish(run, below, tasks.load_slices(PHANTOM, "smoke"))
+
+
+def test_the_thesis_trains_and_draws_at_smoke() -> None:
+    """End to end; wired by planes and blurred at the start, its modalities come out more alike than ours (D20, D26)."""
+    def spread(recipe: str) -> float:
+        painter = open_painter("brain", PHANTOM, recipe, "smoke", 0)
+        x = synthesise_all(painter, 0, 2)["x"]
+        assert x.shape == (2, 4, 48, 40) and x.isfinite().all()
+        return float(x.std(1).mean())
+
+    assert spread("thesis") < 0.75 * spread("mended")
+
+
+def test_own_maps_equal_one_shared_map_where_all_are_the_same() -> None:
+    """Painting each modality from its own map is painting from one map when the maps are one."""
+    torch.manual_seed(0)
+    net, s, m = UNet(2, 1, 4, 3), torch.rand(2, 1, 16, 16).round(), torch.zeros(2, 1, 16, 16)
+    label, noise = torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), 0.55)
+    own = synthesis.paint_own(net, s.repeat(1, 3, 1, 1), m, label, noise, 2)
+    assert torch.allclose(own, synthesis.paint(net, s, m, label, noise, 2, 3), atol=1e-6)
+
+
+def test_class_heads_learn_from_fakes_only_when_asked() -> None:
+    """D says 1, 0 and class 0 throughout: the class term is 5 (0 + 1 + 4 + 9) / 4 = 17.5 of real, as much again of painted."""
+    def critic(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.mean((1, 2, 3), keepdim=True) > 0.5).float(), torch.zeros(len(x), 1, 1, 1)
+
+    x, x_g = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    assert [float(synthesis.critic_terms(critic, x, x_g, [0] * 4, f)["critic"]) for f in (False, True)] == [17.5, 35.0]
+    pairs = torch.tensor([(0, 2)])  # to class 2: 2^2 = 4, unweighted, as much again of translations
+    x_t = torch.zeros(1, 2, 8, 8)
+    assert [float(translator.critic_terms(critic, x, pairs, x_t, [0] * 4, f)["critic"]) for f in (False, True)] == [4.0, 8.0]
+
+
+def test_edges_are_counted_on_the_map() -> None:
+    """A step image is as sharp as itself, half as sharp at half contrast; its edges lie on its own line, not on another."""
+    x, m = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    x[..., 4:] = 1
+    on, off = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    on[..., 3:5], off[..., 0:2] = 1, 1
+    assert synthesis.edge_numbers(x, x, on, m)["sharpness"] == 1.0
+    assert synthesis.edge_numbers(0.5 * x, x, on, m)["sharpness"] == 0.5
+    assert synthesis.edge_numbers(x, x, on, m)["edges_on_map"] > 100 and synthesis.edge_numbers(x, x, off, m)["edges_on_map"] == 0
+
+
 @pytest.mark.parametrize(("change", "says"), [
     ({"task": "heart"}, "brain"), ({"stage": "paint"}, "synthesis"), ({"recipe": "best"}, "mended"),
     ({"profile": "huge"}, "demo")])
@@ -190,6 +345,37 @@ def test_a_misregistered_cohort_is_another_data_set() -> None:
     assert "data_changes" not in tasks.plan(*REQUEST)[0].params
 
 
+def test_an_unpaired_cohort_keeps_one_modality_a_patient() -> None:
+    """Three training patients, four modalities: the first keeps T1 and Flair, the others T2, T1c; the held-out one all."""
+    slices, lacking = (tasks.slices_for(PHANTOM, "smoke", c) for c in ({}, {"data.unpaired": True}))
+    kept = {int(p): present_in(lacking)[lacking.patient == p].float().mean(0).tolist() for p in lacking.patient.unique()}
+    assert kept == {0: [1, 0, 0, 1], 1: [0, 1, 0, 0], 2: [0, 0, 1, 0], 3: [1, 1, 1, 1]}
+    assert torch.equal(lacking.x, slices.x * present_in(lacking)[:, :, None, None]) and lacking.hash != slices.hash
+    assert torch.equal(lacking.s, slices.s) and present_in(slices).all()
+
+
+def test_terms_that_compare_leave_out_what_is_lacking() -> None:
+    """Pair (0, 1) of two slices, the second without modality 1: the supervised term is that of the first, halved."""
+    torch.manual_seed(0)
+    nets = {"translator": UNet(1, 1, 8, 2), "critic": Critic(1, 8, two_heads=True).eval()}
+    x, pairs, view = torch.rand(2, 2, 16, 16), torch.tensor([[0, 1]]), draw_view()
+    x_t = translate(nets["translator"], x, pairs)
+    half, all_there = (translator_terms(nets, x, pairs, x_t, view, torch.tensor([[1.0, 1], [1, p]])) for p in (0, 1))
+    first = (x_t[0, 0] - x[0, 1]).square().mean() / 2
+    assert torch.allclose(half["supervised"], first) and all_there["supervised"] > half["supervised"]
+    assert all(torch.equal(half[n], all_there[n]) for n in ("cycle", "adversarial", "modality")), "they compare nothing"
+
+
+@pytest.mark.slow
+def test_the_chain_on_an_unpaired_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage trains, and what was lacking is painted; a judge by the supervised term alone is refused real pairs."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    nets = tasks.get_nets(*REQUEST, **{"data.unpaired": True})
+    assert "generator" in nets
+    with pytest.raises(BadRequest, match="every modality"):
+        tasks.get_run("brain", "translation_judge", *REQUEST[2:], trained_on="real", **{"data.unpaired": True})
+
+
 def test_a_plan_is_read_back_from_the_ids_on_disk(chain: Path) -> None:
     """`plan_of` finds the same tree that the request gave."""
     run, below = tasks.plan(*REQUEST)
@@ -201,3 +387,118 @@ def test_a_change_of_an_unknown_stage_is_refused() -> None:
     """`--set lesions.lr=1` names no stage; it used to be ignored."""
     with pytest.raises(BadRequest, match="STAGE of"):
         tasks.plan(*REQUEST, **{"lesions.lr": 1})
+
+
+def box_and_mask(gap: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A 10 x 10 ring with a gap of some px on 16 x 16, and the mask of the closed one."""
+    s, m = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    s[..., 3:13, 3:13], m[..., 3:13, 3:13] = 1, 0
+    s[..., 4:12, 4:12] = 0
+    s[..., 3, 5 : 5 + gap] = 0
+    return s, m
+
+
+def test_what_is_not_whole_is_drawn_again() -> None:
+    """Gaps by record and try: the first try that closes is taken, later and worse ones are not; then the best is kept."""
+    gaps = [[0, 5, 3], [5, 0, 5], [5, 0, 4]]  # try -> record
+    asked = []
+
+    def draw(t: int) -> dict[str, torch.Tensor]:
+        asked.append(t)
+        s, m = zip(*(box_and_mask(g) for g in gaps[t]), strict=True)
+        return {"s": torch.cat(s), "m": torch.cat(m), "gap": torch.tensor(gaps[t])}
+
+    found = redraw(draw, 0.0, 3)
+    assert asked == [0, 1, 2] and found["gap"].tolist() == [0, 0, 3] and found["tries"].tolist() == [1, 2, 3]
+    open_ring = (36 - 3) / 256  # of the 100 organ pixels the ring's own 36 - 3 are found
+    assert found["mismatch"].tolist() == pytest.approx([0, 0, 100 / 256 - open_ring])
+    asked.clear()
+    assert redraw(draw, 1.0, 3)["gap"].tolist() == gaps[0] and asked == [0], "delta 1 accepts every map"
+
+
+@pytest.fixture(scope="module")
+def toy_nets() -> dict:
+    """Untrained networks of the coarse-to-fine structure generator."""
+    torch.manual_seed(0)
+    return {"vae": DensityVAE((12, 10), 8, 32), "flow": Flow(8), "refiner": Refiner(4), "G_m": UNet(1, 1, 4, norm="none")}
+
+
+def test_a_map_has_the_same_bytes_in_any_company(toy_nets: dict) -> None:
+    """Records alone, in another order and in a long list agree to the bit; unfiltered ones are the plain drawing's."""
+    delta = draw_whole_maps(toy_nets, 3, list(range(16)), 1.0)["mismatch"].median().item()
+    many = draw_whole_maps(toy_nets, 3, list(range(16)), delta, 4)
+    assert 1 < many["tries"].max() <= 4
+    for records in ([5], [12, 3], list(range(7, 16))):
+        few = draw_whole_maps(toy_nets, 3, records, delta, 4)
+        assert all(torch.equal(few[n], many[n][records]) for n in many)
+    plain = draw_whole_maps(toy_nets, 3, list(range(8)), 1.0)
+    first = many["tries"][:8] == 1
+    assert torch.equal(plain["z"][first], many["z"][:8][first]) and not torch.equal(plain["z"], many["z"][:8])
+    assert torch.equal(draw_maps(toy_nets, plain["z"], normal(3, "refiner", list(range(8)), (1, 48, 40)))[0], plain["s"])
+
+
+def test_delta_is_of_training_maps_with_a_closed_outline() -> None:
+    """Neither a test map nor one with a lesion at the rim moves delta."""
+    slices = tasks.load_slices(PHANTOM, "smoke")
+    twice = {n: torch.cat([v, v]) for n, v in slices.tensors.items()}
+    spoilt = twice["test"] | (F.max_pool2d((twice["l"] > 0).float(), 7, 1, 3) * twice["m"] > 0).flatten(1).any(1)
+    assert (~spoilt).sum() >= 10 and (spoilt & ~twice["test"]).any()
+    broken = twice | {"s": torch.where(spoilt.view(-1, 1, 1, 1), 0 * twice["s"], twice["s"])}
+    whole, half = (training_delta(type(slices)(**(slices.__dict__ | {"tensors": v}))) for v in (twice, broken))
+    assert whole == half > 0
+
+
+def test_overall_mean_and_deviation_by_hand() -> None:
+    """Codes 1 and 3: mean 2, deviation sqrt(2); a code with one unit of deviation 16 and 255 dead ones costs nothing."""
+    assert overall_loss(torch.tensor([[1.0, 3.0]])).item() == pytest.approx(4 + (2**0.5 - 1) ** 2)
+    dead = torch.zeros(2000, 256)
+    dead[:, 0] = 16 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    assert overall_loss(dead) < 0.01
+
+
+@pytest.fixture(scope="module")
+def toy_one_step() -> OneStep:
+    """The one-step stage, untrained."""
+    torch.manual_seed(0)
+    return OneStep(tasks.load_slices(PHANTOM, "smoke"), 0, {}, open_fabric(), batch=2, steps=4, width=2, n_moved=0)
+
+
+def test_losses_of_the_one_step_generator(toy_one_step: OneStep) -> None:
+    """A G_s that draws no line at all: |s - 0|^2 and |s - 0| are both the share of lines, and nothing lies outside."""
+    nets = dict(toy_one_step.nets) | {"G_s": lambda z: torch.full((len(z), 1, 48, 40), -40.0)}
+    s = torch.zeros(2, 1, 48, 40)
+    s[:, :, 10:20, 10:22] = 1
+    terms, f, s_g = one_step_terms(nets, s, "overall")
+    assert terms["squared"].item() == pytest.approx(120 / 1920) == terms["absolute"].item()
+    assert terms["outside"] < 1e-6 and f.shape == (2, 256) and s_g.max() < 1e-6
+    nets["G_s"] = lambda z: torch.full((len(z), 1, 48, 40), 40.0)  # lines everywhere
+    nets["G_m"] = lambda a: torch.where(torch.arange(40) < 10, 40.0, -40.0).expand(len(a), 1, 48, 40)  # a quarter is background
+    assert one_step_terms(nets, s, "unit")[0]["outside"].item() == pytest.approx(0.25 + 0.25), "(7) and (11)"
+
+
+def test_the_mask_network_is_not_moved_by_eq_11(toy_one_step: OneStep) -> None:
+    """The optimiser that descends (7), (9), (11) holds E_s and G_s alone; in one step every network learns."""
+    nets, optimisers = toy_one_step.nets, toy_one_step.optimisers
+    held = {id(p) for group in optimisers["made"].param_groups for p in group["params"]}
+    assert held == {id(p) for n in ("E_s", "G_s") for p in nets[n].parameters()}
+    before = {n: [p.clone() for p in net.parameters()] for n, net in nets.items()}
+    numbers = toy_one_step.step(0)
+    assert set(ONE_STEP_WEIGHTS) - {"D_z", "D_s", "mask"} < set(numbers) >= {"D_z", "D_s", "mask"}
+    assert all(any(not torch.equal(a, b) for a, b in zip(before[n], net.parameters(), strict=True)) for n, net in nets.items())
+    with pytest.raises(ValueError, match="overall or unit"):
+        OneStep(toy_one_step.data, 0, {}, open_fabric(), kl="none")
+
+
+def test_either_structure_generator_draws_for_synthesis(toy_one_step: OneStep) -> None:
+    """By name: the plan builds on the one-step run, and its networks draw whole maps as the two-step ones do."""
+    changes = {"structure": "one_step"}
+    run, below = tasks.plan(*REQUEST, **changes)
+    stages = [r.params["stage"] for r, _ in below]
+    assert stages[:2] == ["one_step", "processor"] and not {"density", "lines"} & set(stages)
+    assert run.id != tasks.plan(*REQUEST)[0].id
+    others = [{"processor": torch.nn.Identity()}, {"translator": torch.nn.Identity()}, {"generator": torch.nn.Identity()}]
+    maps = tasks.networks_for("synthesis", [dict(toy_one_step.nets), *others])["maps"]
+    assert set(maps) == {"G_s", "G_m"}
+    drawn = draw_whole_maps(maps, 0, [3, 1], 0.0, 2)
+    assert drawn["s"].shape == drawn["m"].shape == (2, 1, 48, 40) and drawn["z"].shape == (2, 256)
+    assert drawn["tries"].tolist() == [2, 2] or (drawn["mismatch"] == 0).any()

@@ -58,7 +58,7 @@ class BasicGAN:
 # %% ../../nbs/60_gan.ipynb #d2a7a148
 def gan_step(stage: BasicGAN, t: int) -> dict[str, float]:
     """Train D on real and drawn images, then G."""
-    x = batch_of(stage.data, stage.batch, stage.seed, f"GAN# {stage.channels.start}", t)["x"][:, stage.channels]
+    x = batch_of(stage.data, stage.batch, stage.seed, f"GAN# {stage.channels.start}", t)["x_any"][:, stage.channels]
     x_g = stage.nets["generator"](torch.randn(x[:, :1].shape).to(x)).sigmoid()
     view = draw_view()
     d_real, _ = stage.nets["critic"](turned(x, view))

@@ -24,9 +24,9 @@ PROFILE_ORDER = ("smoke", "demo", "gpu", "paper")
 REDISTRIBUTABLE = ("phantom", "brain_ms")  # whose pixels may be shown in a public repository
 
 
-def artefact_folder(data: str, profile: str) -> Path:
-    """Return the folder of the artefacts of one data set at one profile, `$MEDSYNTH_HOME/artefacts/<data>/<profile>`."""
-    return home() / "artefacts" / data / profile
+def artefact_folder(data: str, profile: str, recipe: str = "mended") -> Path:
+    """Return the folder of a data set's artefacts, `$MEDSYNTH_HOME/artefacts/<data>/<profile>`, `-<recipe>` unless mended."""
+    return home() / "artefacts" / data / (profile if recipe == "mended" else f"{profile}-{recipe}")
 
 
 def code_version() -> str:
@@ -58,7 +58,7 @@ def save_artefact(
     missing = {"data", "data_hash", "profile", "seed", "minutes", "key"} - provenance.keys()
     if missing:
         raise ValueError(f"provenance of {name} lacks {sorted(missing)}")
-    folder = artefact_folder(provenance["data"], provenance["profile"])
+    folder = artefact_folder(provenance["data"], provenance["profile"], provenance.get("recipe", "mended"))
     if figure is not None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})

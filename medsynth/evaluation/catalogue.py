@@ -54,7 +54,7 @@ ARTEFACTS = {  # name -> (what it shows, stages it needs)
 
 def judge_plans(request: Request) -> list[tuple[Run, list]]:
     """Plan the judges, one segmenter per modality."""
-    k = len(load_slices(request.data, request.profile).modalities)
+    k = len(load_slices(request.data, request.profile, request.recipe).modalities)
     return [plan(request.task, "processor", request.data, request.recipe, request.profile, request.seed + JUDGE_SEED, modality=i)
             for i in range(k)]
 
@@ -80,14 +80,14 @@ def artefact_key(name: str, request: Request) -> str:  # 12 hex digits
     cells = nbformat.read(notebook_of(name), 4).cells
     code = "\n".join(c.source for c in cells if c.cell_type == "code")
     ids = [run.id for run, _ in plans_of(name, request)]
-    parts = [name, code_hash(code), load_slices(request.data, request.profile).hash, ids,
+    parts = [name, code_hash(code), load_slices(request.data, request.profile, request.recipe).hash, ids,
              request.profile, request.recipe, request.seed, request.task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def is_current(name: str, request: Request) -> bool:
     """Tell whether an artefact is there and made by exactly this code from exactly these runs."""
-    path = artefact_folder(request.data.name, request.profile) / f"{name}.json"
+    path = artefact_folder(request.data.name, request.profile, request.recipe) / f"{name}.json"
     shown = any(path.with_suffix(s).exists() for s in (".png", ".csv"))
     return shown and path.exists() and read_json(path).get("key") == artefact_key(name, request)
 
@@ -111,7 +111,7 @@ def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
 
 def facts(name: str, request: Request, began: float, real_images: bool, **more: object) -> dict:
     """Gather an artefact's provenance, its last line but one; `began` is time.time() at the notebook's start."""
-    slices = load_slices(request.data, request.profile)
+    slices = load_slices(request.data, request.profile, request.recipe)
     runs = [r for p in plans_of(name, request) for r in unfold(p)]
     return {"shows": ARTEFACTS[name][0], "data": slices.name, "data_hash": slices.hash, "phantom": not slices.real,
             "records_set_aside": slices.set_aside, "profile": request.profile, "recipe": request.recipe, "seed": request.seed,
@@ -151,7 +151,7 @@ def reproduce(
             for run, below in plans_of(name, request):
                 if not run.done:
                     say(f"training {run.id}")
-                finish(run, below, load_slices(request.data, request.profile))
+                finish(run, below, load_slices(request.data, request.profile, request.recipe))
             say(f"running {name}")
             make_artefact(name, request)
             became[name] = "made"

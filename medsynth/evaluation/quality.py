@@ -21,7 +21,7 @@ from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.paths import BadRequest, explain
 from ..core.runs import Run, code_hash
-from ..data.brain_ms import ATTRIBUTION
+from ..data.batches import ATTRIBUTIONS
 from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
@@ -79,7 +79,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
         return unfold(plan(request.task, stage, request.data, request.recipe, request.profile, seed, **changes))
 
     judge_seed = request.seed + JUDGE_SEED
-    each = range(len(load_slices(request.data, request.profile).modalities))
+    each = range(len(load_slices(request.data, request.profile, request.recipe).modalities))
     runs = [r for s in ("modality_judge", "features") for r in planned(s, judge_seed)]
     runs += [r for i in each for r in planned("lesion_judge", judge_seed, modality=i)]
     if target in TASKS:
@@ -93,7 +93,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
 
 def beside_it(target: str, request: Request, controls: bool) -> bool:
     """Tell whether GAN# and the control chains stand beside: for a task, on the phantom, unless unwanted."""
-    return controls and target in TASKS and not load_slices(request.data, request.profile).real
+    return controls and target in TASKS and not load_slices(request.data, request.profile, request.recipe).real
 
 # %% ../../nbs/80_quality.ipynb #a5075cee
 def inception_net(weights: Path | None) -> torch.nn.Module | str:
@@ -153,7 +153,7 @@ def judge(
     if strict and subject.set_aside:
         raise BadRequest(explain(f"{target} --strict", "no bad file", f"{len(subject.set_aside)}",
                                  " ".join(subject.set_aside.values())))
-    slices = load_slices(request.data, request.profile)
+    slices = load_slices(request.data, request.profile, request.recipe)
     court, whole = open_court(request, slices, subject.modalities), target in TASKS
     gan, others = beside(request, subject, slices.size, n_seeds) if beside_it(target, request, controls) else (None, {})
     rows = quality_rows(court, subject, gan, others, translators(request, n_seeds) if whole else None, net)
@@ -161,7 +161,7 @@ def judge(
     facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began)
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
-    caption += f"\n{ATTRIBUTION}" if slices.name == "brain_ms" else ""
+    caption += f"\n{ATTRIBUTIONS[slices.name]}" if slices.real else ""
     for row in rows:
         picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:

@@ -22,7 +22,7 @@ from ..core.paths import BadRequest, explain, home, read_json, write_bytes
 from ..core.runs import Run, code_hash, open_run
 from ..metrics.inputs import check_alike, checked, read_folder
 from ..structure.slices import Slices
-from ..synthesis.dataset import load_case
+from ..synthesis.dataset import case_paths, load_case
 from ..synthesis.pipeline import Painter, painter_of, synthesise_all
 from ..training.tasks import TASKS, finish, get_nets, get_run, load_slices, plan, plan_of, slices_for, trained, unfold
 from .catalogue import JUDGE_SEED, Request
@@ -70,7 +70,7 @@ def run_subject(name: str, planned: tuple[Run, list], slices: Slices, n: int, fi
     """Draw cases of one planned chain, trained where it is missing."""
     run, below = planned
     finish(run, below, slices)
-    cases = cached_cases(painter_of(run, below, slices), n, fit_labels)
+    cases = cached_cases(painter_of(run, below, slices, 1), n, fit_labels)  # maps as they are drawn: Alg. 3 is a row
     checked(cases["x"], run.id)
     return Subject(name, slices.modalities, [cases], [run.id], minutes_of(planned))
 
@@ -84,7 +84,7 @@ def joined(subjects: list[Subject]) -> Subject:
 
 def chain_subject(name: str, request: Request, n: int, n_seeds: int, fit_labels: bool = True, **changes: object) -> Subject:
     """Draw cases of the chains of a request, seeds seed to seed + n_seeds - 1, with changes."""
-    slices = slices_for(request.data, request.profile, changes)
+    slices = slices_for(request.data, request.profile, changes, request.recipe)
     plans = [plan(request.task, "synthesis", request.data, request.recipe, request.profile, request.seed + i, **changes)
              for i in range(n_seeds)]
     return joined([run_subject(name, p, slices, n, fit_labels) for p in plans])
@@ -96,7 +96,7 @@ def gan_subject(request: Request, modalities: tuple[str, ...], size: tuple[int, 
     for seed in range(request.seed, request.seed + n_seeds):
         words = (request.task, YARDSTICK, request.data, request.recipe, request.profile, seed)
         runs = [get_run(*words, modality=i) for i in range(len(modalities))]
-        slices = slices_for(request.data, request.profile, {})
+        slices = load_slices(request.data, request.profile, request.recipe)
         nets = [trained(r, [], slices)["generator"] for r in runs]
         x = torch.cat([draw_images(net, CASE_SEED + i, list(range(n)), size).cpu() for i, net in enumerate(nets)], 1)
         minutes = sum(minutes_of((r, [])) for r in runs)
@@ -127,9 +127,9 @@ def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor]
         made = f"{about['trained_on']}, profile {about['profile']}, hash {about['data_hash']}"
         raise BadRequest(explain(str(folder), f"a data set learnt from {slices.name} with hash {slices.hash}", made,
                                  "Give the --data and --profile it was made with."))
-    cases = [load_case(p) for p in sorted(folder.glob("case_*.npz"))]
+    cases = [load_case(p) for p in case_paths(folder).values()]
     if not cases:
-        raise BadRequest(explain(str(folder), "files case_*.npz", "none", "Run `medsynth synthesise` again."))
+        raise BadRequest(explain(str(folder), "files case_*", "none", "Run `medsynth synthesise` again."))
     kept = {"x": "images", "label": "label", "s": "structure_map", "m": "mask"}
     stacked = {k: torch.stack([torch.from_numpy(c[n]) for c in cases]).float() for k, n in kept.items()}
     cases = {k: v if k == "x" else v[:, None] for k, v in stacked.items()}
@@ -168,7 +168,7 @@ def slices_of_run(run: Run, request: Request) -> Slices:
     if run.params["profile"] != request.profile:
         raise BadRequest(explain(f"--profile {request.profile}", f"the profile of {run.id}", request.profile,
                                  f"Give --profile {run.params['profile']}."))
-    slices = slices_for(request.data, run.params["profile"], run.params.get("data_changes", {}))
+    slices = slices_for(request.data, run.params["profile"], run.params.get("data_changes", {}), run.params["recipe"])
     if slices.hash != run.params["data_hash"]:
         raise BadRequest(explain(f"--data {request.data_text}", f"the data of {run.id}, {run.params['data']} with hash "
                                  f"{run.params['data_hash']}", f"hash {slices.hash}", "Give the data it was trained on."))
@@ -195,7 +195,7 @@ def open_target(
         return chain_subject("ours", request, CASES[request.profile], n_seeds)
     path = Path(target)
     if path.is_dir() and not (path / "params.json").exists():
-        return folder_subject(path, load_slices(request.data, request.profile), modality, value_range)
+        return folder_subject(path, load_slices(request.data, request.profile, request.recipe), modality, value_range)
     run = run_asked(target)
     return run_subject(run.id, planned_run(run), slices_of_run(run, request), CASES[request.profile])
 

@@ -14,17 +14,25 @@ from .vgg import vgg11
 
 # %% ../../nbs/34_critics.ipynb #99e8847f
 class Critic(nn.Module):
-    """VGG11 critic: a map of real/fake logits, and with `two_heads` a map of the modality's index."""
+    """VGG11 critic: a map of real/fake logits, and with `two_heads` a map of the modality (D9: its index, or k logits)."""
 
-    def __init__(self, n_in: int, width: int = 16, two_heads: bool = False, norm: str = "spectral"):
+    def __init__(
+        self,
+        n_in: int,
+        width: int = 16,  # w; 64 in print
+        two_heads: bool = False,
+        norm: str = "spectral",  # "instance" is the thesis's (D27)
+        init: str = "kaiming",  # "normal" is the thesis's; spectral norm divides a convolution's scale out
+        n_classes: int = 1,  # 1: the modality's index; k: a logit for each of k modalities
+    ):
         super().__init__()
         self.features, channels = vgg11(n_in, width, norm=norm)
         self.real = nn.Conv2d(channels, 1, 3, 1, 1)
-        self.modality = nn.Conv2d(channels, 1, 3, 1, 1) if two_heads else None
-        initialise(self)
+        self.modality = nn.Conv2d(channels, n_classes, 3, 1, 1) if two_heads else None
+        initialise(self, init)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (B, n_in, H, W) to d(x) and c(x), (B, 1, H / 8, W / 8) each; c is None with one head."""
+        """Map (B, n_in, H, W) to d(x) (B, 1, H / 8, W / 8) and c(x) (B, n_classes, H / 8, W / 8), None with one head."""
         f = self.features(x)
         return self.real(f), None if self.modality is None else self.modality(f)
 

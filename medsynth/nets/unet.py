@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import ConvBlock, initialise, upsample
+from .blocks import ConditionalInstanceNorm, ConvBlock, initialise, upsample
 
 # %% ../../nbs/31_unet.ipynb #c2846c93
 CONVOLUTIONS = {"down": ((1, 2), (2, 4), (4, 4)), "up": ((8, 4), (6, 2), (3, 1))}  # in and out, in units of w
@@ -29,17 +29,24 @@ class UNet(nn.Module):
         norm: str = "instance",  # or "none"
         condition: str = "norm",  # conditional instance norm; "planes" is the thesis's wiring (D20)
         init: str = "kaiming",  # or "blur" (D26)
+        head_norm: str = "none",  # "instance": a norm before the output, as in the public code (D20, D28)
+        bare_third: bool = False,  # True: neither norm nor leak on the third stride-2 convolution, as in the public code
     ):
         super().__init__()
         if condition not in ("norm", "planes"):
             raise ValueError(f"condition must be norm or planes, not {condition!r}")
+        if head_norm not in ("none", "instance"):
+            raise ValueError(f"head_norm must be none or instance, not {head_norm!r}")
         w, self.planes = width, n_conditions if condition == "planes" else 0
         decoder = ("conditional" if n_conditions and not self.planes else norm, max(n_conditions, 1))
         self.stem = ConvBlock(n_in, w, 1, norm)
         self.down = nn.ModuleList(ConvBlock(a * w, b * w, 2, norm) for a, b in CONVOLUTIONS["down"])
+        if bare_third:
+            self.down[2] = nn.Conv2d(4 * w, 4 * w, 3, 2, 1)
         self.bottleneck = ConvBlock(4 * w + self.planes, 4 * w, 1, *decoder)
         self.up = nn.ModuleList(ConvBlock(a * w, b * w, 1, *decoder) for a, b in CONVOLUTIONS["up"])
         self.head = nn.Conv2d(w, n_out, 3, 1, 1)
+        self.last = ConditionalInstanceNorm(n_out) if head_norm == "instance" else None
         initialise(self, init)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +71,8 @@ def decode(net: UNet, features: list[torch.Tensor], condition: torch.Tensor | No
     x = net.bottleneck(x, condition)
     for up, skip in zip(net.up, reversed(skips), strict=True):
         x = up(torch.cat([upsample(x), skip], 1), condition)
-    return net.head(x)
+    logits = net.head(x)
+    return logits if net.last is None else net.last(logits)
 
 
 def decode_all(net: UNet, features: list[torch.Tensor], k: int) -> torch.Tensor:  # (B, k, H, W)

@@ -49,5 +49,6 @@ MASK_CONSTANTS = {
     "tianchi": {"alpha": 0.48, "widen_px": 2, "median_px": 3},
     "chest_xray": {"alpha": 0.15, "widen_px": 2, "median_px": 17},
     "brain_ms": {"alpha": 0.08, "widen_px": 4, "median_px": 9, "fill": True},
+    "brats2015_subset": {"alpha": 0.02, "widen_px": 0, "median_px": 5, "fill": True},
     "phantom": {"alpha": 0.08, "widen_px": 4, "median_px": 9, "fill": True},
 }

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 
+from ..core.paths import BadRequest, explain
 from ..core.random import key
 from ..data.batches import batch_rows
 from ..losses.lesion import segmentation_loss
@@ -21,10 +22,10 @@ from ..nets.readers import DilatedClassifier, DilatedNet, FeatureNet
 from ..nets.unet import UNet
 from ..show import Picture, grid, paint_label
 from ..structure.lesions import choose_labels
-from ..structure.slices import Slices, batch_of
+from ..structure.slices import Slices, batch_of, having, stand_ins
+from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
 from .processors import jitter, read_labels
-from .structure import draw_maps
 from .synthesis import noise_like, paint
 from .translator import draw_pairs, of_pairs, translate, translation_grid
 
@@ -44,7 +45,7 @@ class LesionJudge:
         steps: int = 600,
         lr: float = 3e-3,
     ):
-        self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
+        self.data, self.seed, self.batch = having(slices.side("train"), modality).to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps
         net = DilatedNet(1, slices.n_classes, width).to(fabric.device)
         self.nets = {"judge": net}
@@ -72,8 +73,8 @@ class LesionJudge:
 def one_by_one(data: Slices, b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:  # (B k, 1, H, W), (B k,)
     """Take a batch's modalities apart, moved and brightened at random, with each image's modality."""
     k = len(data.modalities)
-    x, _ = jitter(b["x"].flatten(0, 1)[:, None], b["l"].repeat_interleave(k, 0), data.n_classes)
-    return x, torch.arange(k, device=x.device).repeat(len(b["x"]))
+    x, _ = jitter(b["x_any"].flatten(0, 1)[:, None], b["l"].repeat_interleave(k, 0), data.n_classes)
+    return x, torch.arange(k, device=x.device).repeat(len(b["l"]))
 
 # %% ../../nbs/56_judges.ipynb #b27fe57a
 class ModalityJudge:
@@ -143,7 +144,7 @@ class Features:
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch of both questions."""
         rows = batch_rows(len(self.data.x), self.batch, self.seed, "features", t).to(self.data.x.device)
-        b = {"x": self.data.x[rows].float(), "l": self.data.l[rows].float()}
+        b = {"x_any": stand_ins(self.data, rows), "l": self.data.l[rows].float()}
         x, modality = one_by_one(self.data, b)
         answers = self.nets["features"].answer(self.nets["features"](x))
         truth = {"modality": modality, "position": self.position[rows].repeat_interleave(len(self.data.modalities))}
@@ -166,7 +167,7 @@ def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Te
     labels = slices.side("train").labels.to(device)
     for start in range(0, n, 16):
         torch.manual_seed(key(seed, "synthetic training", start))
-        s, m = draw_maps(needs["maps"], torch.randn(16, needs["maps"]["vae"].latent).to(device))
+        s, m = draw_maps(needs["maps"], torch.randn(16, latent_of(needs["maps"])).to(device))
         label, _ = choose_labels(labels, m, key(seed, "synthetic training labels"), list(range(start, start + 16)))
         s = s * (1 - (label > 0).to(s))
         drawn.append(paint(needs["generator"], s, m, label, noise_like(s), slices.n_classes, len(slices.modalities)))
@@ -179,22 +180,24 @@ class TranslationJudge:
     def __init__(
         self, slices: Slices, seed: int, needs: dict, fabric: Fabric, trained_on: str = "synthetic", n_cases: int = 200,
         width: int = 16, batch: int = 4, steps: int = 200, n_pairs: int = 4, lr: float = 1e-3,
+        structure: str = "two_step",  # or "one_step": who draws the maps, as in its synthesis stage; read by chapter 55
     ):
         if trained_on not in ("synthetic", "real"):
             raise ValueError(f"trained_on must be synthetic or real, not {trained_on!r}")
         self.real, self.seed, self.batch, self.n_pairs = slices.side("train").to(fabric.device), seed, batch, n_pairs
         self.fabric, self.k, self.lr, self.steps = fabric, len(slices.modalities), lr, steps
         self.needs, self.trained_on, self.n_cases, self.drawn = needs, trained_on, n_cases, None
+        if trained_on == "real" and not len(having(self.real).x):
+            raise BadRequest(explain("trained_on=real", "patients with every modality", "none", "Train it on synthetic images."))
         self.nets = {"translator": UNet(1, 1, width, self.k).to(fabric.device)}
         self.optimisers = {"translator": torch.optim.Adam(self.nets["translator"].parameters(), lr, (0.5, 0.999))}
 
     @property
     def images(self) -> torch.Tensor:
         """Return what is learnt from, (N, k, H, W); synthetic cases are drawn when first asked for."""
-        if self.trained_on == "real":
-            return self.real.x
         if self.drawn is None:
-            self.drawn = synthetic_slices(self.real, self.seed, self.needs, self.n_cases)
+            self.drawn = (having(self.real).x if self.trained_on == "real"
+                          else synthetic_slices(self.real, self.seed, self.needs, self.n_cases))
         return self.drawn
 
     def step(self, t: int) -> dict[str, float]:

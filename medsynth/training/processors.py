@@ -15,7 +15,7 @@ from ..metrics.lesion import dice
 from ..nets.unet import UNet
 from ..show import Picture, grid, paint_label
 from ..structure.lesions import one_hot, warp
-from ..structure.slices import Slices, batch_of
+from ..structure.slices import Slices, batch_of, having
 from .loop import descend, set_lr
 
 # %% ../../nbs/51_processors.ipynb #1b9ea3c0
@@ -60,15 +60,18 @@ class Processor:
         batch: int = 4,
         steps: int = 300,
         lr: float = 3e-3,
-        norm: str = "none",  # "instance" is the thesis's (D28, D29)
+        norm: str = "none",  # "instance" is the thesis's (D29)
         loss: str = "cross-entropy",  # or "planes", eq. (22)
+        head_norm: str = "none",  # "instance", before the output, is the public code's (D28)
+        init: str = "kaiming",  # "normal" is the thesis's
+        beta1: float = 0.9,  # of Adam; 0.5 is the thesis's
     ):
-        self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
+        self.data, self.seed, self.batch = having(slices.side("train"), modality).to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps
         self.loss = {"cross-entropy": segmentation_loss, "planes": read_back_loss}[loss]
-        net = UNet(1, slices.n_classes, width, norm=norm).to(fabric.device)
+        net = UNet(1, slices.n_classes, width, norm=norm, init=init, head_norm=head_norm).to(fabric.device)
         self.nets = {"processor": net}
-        self.optimisers = {"processor": torch.optim.Adam(net.parameters(), lr)}
+        self.optimisers = {"processor": torch.optim.Adam(net.parameters(), lr, (beta1, 0.999))}
 
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch; returns the loss and the batch's Dice."""

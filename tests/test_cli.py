@@ -107,7 +107,7 @@ def test_synthesise_filtered_with_a_label(reproduced: subprocess.CompletedProces
     assert listed == sorted(p.name for p in (tmp_path / "killed").iterdir() if not p.name.startswith("."))
     assert all((tmp_path / "whole" / n).read_bytes() == (tmp_path / "killed" / n).read_bytes() for n in listed)
     about = json.loads((tmp_path / "whole" / "dataset.json").read_text())
-    cases, modalities = dataset_cases(tmp_path / "whole")
+    cases, modalities = dataset_cases(tmp_path / "whole", load_slices(parse_data("phantom"), "smoke"))
     assert cases["x"].shape == (12, 4, 48, 40) and list(modalities) == about["modalities"]
     assert about["label"]["file"] == "label.png" and about["filters"] == ["score>=0.0"] and about["counts"]["kept"] == 12
 

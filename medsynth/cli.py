@@ -239,7 +239,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
 
-
+# %% ../nbs/92_cli.ipynb #bf070b0a
 def add_synthesise(parser: argparse.ArgumentParser) -> None:
     """Add what `synthesise` takes besides task, number, seeds and folder."""
     parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record "

@@ -149,7 +149,7 @@ def write_batch(out: Path, drawn: list[tuple[dict[str, float], dict[str, np.ndar
     with (out / "cases.csv").open("ab") as f:
         f.write(encode_rows([row for row, _ in drawn], header=f.tell() == 0))
 
-# %% ../../nbs/73_stream.ipynb #1402b3f2
+# %% ../../nbs/73_stream.ipynb #45241fac
 def write_dataset(
     painter: Painter,
     seed: int,
@@ -182,7 +182,7 @@ def write_dataset(
             check_share([rows[r] for r in range(at)], filters)
     return finish_dataset(out, rows, filters) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
 
-
+# %% ../../nbs/73_stream.ipynb #dc85bfc8
 def finish_dataset(out: Path, rows: dict[int, dict[str, float]], filters: Sequence[str]) -> dict:  # the tally
     """Write the index in order, up to the last case kept, and the tally into dataset.json."""
     last = max(r for r, row in rows.items() if row["kept"])

@@ -215,6 +215,9 @@ BAD_REQUESTS = [
     (["synthesise", "brain", "--out", "x", "--whole-tries", "0"], "above 0"),
     (["quality", "liver"], "a task (brain)"), (["quality", "brain", "--seeds", "0"], "above 0"),
     (["quality", "brain", "--range", "1"], "LOW,HIGH"), (["train", "brain", "--set", "lesions.lr=1"], "STAGE of"),
+    (["train", "brain", "density", "--set", "data.typo=1"], "data.moved_px"),
+    (["train", "brain", "density", "--set", "data.moved_px=-3"], "0 or more"),
+    (["train", "brain", "density", "--set", "data.edges=AS_THESIS"], "a dict of arguments"),
     (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
     (["publish", "--data", "brain_ms"], "medsynth reproduce --data brain_ms"),  # needs artefacts, not the data
 ]

@@ -103,6 +103,20 @@ def test_interrupted_and_resumed_the_same_bytes(quick: pipeline.Painter, tmp_pat
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_kill_while_the_first_file_is_written_leaves_nothing_in_the_way(quick: pipeline.Painter, tmp_path: Path) -> None:
+    """Half-written files are hidden ones; the repeated call clears them and goes on."""
+    (tmp_path / ".dataset.json.x1").write_text("{")
+    (tmp_path / ".case_000000.npz.x2").write_bytes(b"half")
+    stream.write_dataset(quick, 0, 2, tmp_path)
+    assert numbers(tmp_path) == [0, 1] and not list(tmp_path.glob(".*"))
+
+
+def test_giving_up_does_not_depend_on_the_batch() -> None:
+    """Asked after whole chunks alone, from 400 records on, below one in a hundred."""
+    assert stream.scarce(400, 3) and not stream.scarce(400, 4)
+    assert not stream.scarce(392, 0) and not stream.scarce(404, 0) and stream.scarce(408, 4)
+
+
 def test_the_index_is_rebuilt(quick: pipeline.Painter, tmp_path: Path) -> None:
     """Without it, or without a file that it names, the same call restores both."""
     wanted = ["score>=0.31"]

@@ -126,7 +126,7 @@ def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor]
     if about["data_hash"] != slices.hash:
         made = f"{about['trained_on']}, profile {about['profile']}, hash {about['data_hash']}"
         raise BadRequest(explain(str(folder), f"a data set learnt from {slices.name} with hash {slices.hash}", made,
-                                 "Give the --data and --profile it was made with."))
+                                 "Give the --data, --profile and --recipe it was made with."))
     cases = [load_case(p) for p in case_paths(folder).values()]
     if not cases:
         raise BadRequest(explain(str(folder), "files case_*", "none", "Run `medsynth synthesise` again."))

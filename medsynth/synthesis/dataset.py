@@ -147,7 +147,7 @@ def describe(painter: Painter, seed: int, files: str = "npz") -> dict:
     """Say what a data set is: arrays, range, geometry, and what made it."""
     p, mm = painter.run.params, spacing_mm(painter)
     return {"format": "medsynth-cases-2", "files": files, "seed": seed, "run": painter.run.id, "task": p["task"],
-            "trained_on": p["data"], "data_hash": p["data_hash"], "profile": p["profile"],
+            "trained_on": p["data"], "data_hash": p["data_hash"], "profile": p["profile"], "recipe": p["recipe"],
             "modalities": list(painter.modalities), "n_classes": painter.n_classes, "size": list(painter.size),
             "range": [0.0, 1.0], "spacing_mm": mm, "affine": affine_of(painter.size, mm).tolist(),
             "algorithm_3": {"delta": round(painter.delta, 6), "tries": painter.whole_tries},
@@ -156,6 +156,8 @@ def describe(painter: Painter, seed: int, files: str = "npz") -> dict:
 
 def start_dataset(out: Path, about: dict) -> None:
     """Begin a data set, or go on with one of the same making; BadRequest when the folder holds another one."""
+    for torn in (p for name in ("dataset.json", "case", "contact_sheet") for p in out.glob(f".{name}*")):
+        torn.unlink(missing_ok=True)  # what a kill left half written
     there = out / "dataset.json"
     if there.exists():
         old = read_json(there)

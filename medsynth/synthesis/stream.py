@@ -5,8 +5,8 @@ lesion processor reads the label back", with the rejection rates of Algorithms 3
 
 # %% auto #0
 __all__ = ['COUNTS', 'FILTERS', 'COMPARE', 'PATIENCE', 'FEWEST', 'row_of', 'encode_rows', 'read_index', 'parse_filter', 'passes',
-           'tally', 'describe_counts', 'check_share', 'check_batch', 'draw_rows', 'write_batch', 'write_dataset',
-           'finish_dataset']
+           'tally', 'describe_counts', 'scarce', 'check_share', 'check_batch', 'draw_rows', 'write_batch',
+           'write_dataset', 'finish_dataset']
 
 # %% ../../nbs/73_stream.ipynb #8b8becea
 import csv
@@ -98,7 +98,7 @@ def describe_counts(counts: dict, own: bool = False) -> str:
     """Say in a few lines what was drawn and rejected."""
     three, four = counts["algorithm_3"], counts["algorithm_4"]
     lines = [f"{counts['kept']} of {counts['records']} records drawn are kept",
-             f"Algorithm 3 rejected {three['rejected']:.1%} of {three['drawn']} maps; "
+             f"Algorithm 3{' and the label given' if own else ''} rejected {three['rejected']:.1%} of {three['drawn']} maps; "
              f"{three['records_without']} records took their best"]
     if own:
         lines.append(f"label given: {four['records_without']} records cut it to the organ, {counts['pixels_cut']} pixels")
@@ -111,10 +111,15 @@ def describe_counts(counts: dict, own: bool = False) -> str:
 PATIENCE, FEWEST = 400, 0.01  # records drawn before giving up when a smaller share was kept
 
 
+def scarce(drawn: int, kept: int) -> bool:
+    """Tell whether hardly a record passes; asked after every whole chunk, so that no batch decides otherwise."""
+    return drawn >= PATIENCE and drawn % CHUNK == 0 and kept < FEWEST * drawn
+
+
 def check_share(rows: list[dict[str, float]], filters: Sequence[str]) -> None:
     """BadRequest when hardly a record passes the filters."""
     kept = sum(r["kept"] for r in rows)
-    if len(rows) < PATIENCE or kept >= FEWEST * len(rows):
+    if not scarce(len(rows), kept):
         return
     seen = {n: [r[n] for r in rows if not math.isnan(r[n])] for n, _, _ in map(parse_filter, filters)}
     ranges = ", ".join(f"{n} from {min(v):.3g} to {max(v):.3g}" for n, v in seen.items() if v) or "no lesion anywhere"
@@ -173,13 +178,15 @@ def write_dataset(
             records = range(at, at + min(batch, CHUNK * math.ceil((n - kept) / CHUNK)))
             new, taken = draw_rows(painter, seed, [r for r in records if r not in rows], filters, own), []
             for r in records:
-                if kept < n:
-                    kept, taken = kept + (new[r][0] if r in new else rows[r])["kept"], [*taken, r]
+                if kept == n or scarce(r, kept):
+                    break
+                kept, taken = kept + (new[r][0] if r in new else rows[r])["kept"], [*taken, r]
             fresh, at = [new[r] for r in taken if r in new], at + len(taken)
             write_batch(out, fresh, about)
             rows |= {row["record"]: row for row, _ in fresh}
             bar.update(kept - bar.n)
-            check_share([rows[r] for r in range(at)], filters)
+            if scarce(at, kept):
+                check_share([rows[r] for r in range(at)], filters)
     return finish_dataset(out, rows, filters) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
 
 # %% ../../nbs/73_stream.ipynb #e746b33b

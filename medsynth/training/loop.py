@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from tqdm.auto import tqdm
 
 from ..core.artefacts import environment
-from ..core.paths import explain, read_json, write_bytes, write_json
+from ..core.paths import BadRequest, explain, read_json, write_bytes, write_json
 from ..core.random import key
 from ..core.runs import Run, load_checkpoint, save_checkpoint, start_run
 from ..show import Picture
@@ -171,6 +171,8 @@ def read_metrics(run: Run) -> dict[str, list[float]]:  # name -> its values, in 
 def training_curves(run: Run) -> Picture:
     """Draw a run's losses, D on real and fake, and gradient norms over its steps, a panel each where there are any."""
     rows = read_rows(run)
+    if not rows:
+        raise BadRequest(explain(run.id, "a step in its metrics.jsonl", "none", "Train it further."))
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if n != "step"]
     answers, norms = ([n for n in names if n.startswith(start)] for start in ("d_", "grad_"))
     panels = {"losses": [n for n in names if n not in answers + norms], "D on real and fake": answers, "gradient norms": norms}

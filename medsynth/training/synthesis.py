@@ -266,7 +266,7 @@ def adversarial_step(
     weights = dict(stage.weights)
     weights["registration"] *= ramp(t, stage.steps) if stage.ramps else 1.0
     descend(stage.fabric, stage.optimisers["generator"], sum(weights[n] * v for n, v in terms.items()))
-    return {n: v.item() for n, v in (of_critic | terms).items()} | edge_numbers(x_g.detach(), real["x"], s, m)
+    return {n: v.item() for n, v in (of_critic | terms).items()} | edge_numbers(x_g.detach(), real["x_any"], s, m)
 
 # %% ../../nbs/54_synthesis.ipynb #37f9e389
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..core.paths import BadRequest, explain, read_json
 from ..core.random import key
 from ..core.runs import Run, code_hash, load_checkpoint, open_run, run_of
 from ..data.batches import DataRef
-from ..structure.edges import AS_THESIS
+from ..structure.edges import AS_THESIS, structure_map
 from ..structure.slices import Slices, prepare, present_in
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, open_fabric, train
@@ -143,7 +143,13 @@ DATA_CHANGES = ("data.moved_px", "data.unpaired", "data.incomplete", "data.edges
 
 
 def check_changes(changes: dict) -> None:
-    """Raise BadRequest for a change of a stage that does not exist."""
+    """Raise BadRequest for a change of a stage that does not exist, or of the data to what it cannot be."""
+    px, edges = changes.get("data.moved_px", 0), changes.get("data.edges", {})
+    if not isinstance(px, int) or px < 0:
+        raise BadRequest(explain(f"--set data.moved_px={px}", "pixels, 0 or more", repr(px), "For example data.moved_px=3."))
+    if not isinstance(edges, dict) or edges.keys() - inspect.signature(structure_map).parameters.keys():
+        raise BadRequest(explain(f"--set data.edges={edges}", "a dict of arguments of structure_map", repr(edges),
+                                 "For example --set \"data.edges={'threshold_on': 'sum'}\"."))
     for name, value in changes.items():
         stage, dot, _ = name.partition(".")
         if dot and stage not in STAGES and name not in DATA_CHANGES:
@@ -160,10 +166,14 @@ def _prepared(data: DataRef, profile: str, extraction: str) -> Slices:
 # %% ../../nbs/55_tasks.ipynb #66563f54
 def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
     """Move one modality px pixels to the right, as in a cohort that nobody registered; the hash says so."""
-    x = slices.x.clone()
-    x[:, modality] = F.pad(x[:, modality], (px, 0))[..., : x.shape[3]]
+    def moved(a: torch.Tensor) -> torch.Tensor:
+        a = a.clone()
+        a[:, modality] = F.pad(a[:, modality], (px, 0))[..., : a.shape[3]]
+        return a
+
+    both = {n: moved(slices.tensors[n]) for n in ("x", "s_each") if n in slices.tensors}
     digest = hashlib.sha256(f"{slices.hash} moved {modality} {px}".encode()).hexdigest()[:12]
-    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | {"x": x}}))
+    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | both}))
 
 
 def unpaired(slices: Slices) -> Slices:
@@ -182,6 +192,7 @@ def unpaired(slices: Slices) -> Slices:
 # %% ../../nbs/55_tasks.ipynb #a97faa92
 def slices_for(data: DataRef, profile: str, changes: dict, recipe: str = "mended") -> Slices:
     """Prepare a data set as a recipe has it, with the changes `data.*`; moved_px and unpaired are made of what was read."""
+    check_changes(changes)
     wanted = RECIPES[recipe].get("data", {}) | {n[5:]: v for n, v in changes.items() if n.startswith("data.")}
     px, apart = wanted.pop("moved_px", 0), wanted.pop("unpaired", False)
     slices = _prepared(data, profile, json.dumps(wanted, sort_keys=True))

@@ -5,7 +5,7 @@ stands beside it, and a verdict."""
 
 # %% auto #0
 __all__ = ['REAL_PICTURES', 'open_court', 'feature_hash', 'plain', 'describe_row', 'quality_plan', 'beside_it', 'inception_net',
-           'provenance', 'quality_rows', 'judge']
+           'hash_of', 'provenance', 'quality_rows', 'judge']
 
 # %% ../../nbs/80_quality.ipynb #d3ccff50
 import hashlib
@@ -106,14 +106,20 @@ def inception_net(weights: Path | None) -> torch.nn.Module | str:
         return str(e).replace(str(Path.home()), "~")
 
 
-REAL_PICTURES = ("memorised images", "ms-ssim", "teaches registration")  # rows whose pictures hold real images
+REAL_PICTURES = ("memorised images", "memorised maps", "ms-ssim", "teaches registration")  # rows whose pictures hold real images
 
 
-def provenance(request: Request, slices: Slices, subjects: list[Subject], began: float) -> dict:
+def hash_of(x: torch.Tensor) -> str:  # 12 hex digits
+    """Hash the pixels of a set of images."""
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
+def provenance(request: Request, slices: Slices, subjects: list[Subject], began: float, judges: list[str]) -> dict:
     """Gather what the numbers came from; the first subject is the one that is judged."""
     n_seeds = len(subjects[0].sets)
     runs = [r for s in subjects for r in s.runs]
-    parts = [runs, slices.hash, n_seeds, [len(s.sets[0]["x"]) for s in subjects], code_hash("import medsynth.evaluation.quality")]
+    parts = [runs, slices.hash, n_seeds, [len(s.sets[0]["x"]) for s in subjects], code_hash("import medsynth.evaluation.quality"),
+             request.profile, request.recipe, *judges, *(hash_of(c["x"]) for c in subjects[0].sets)]
     return {"shows": "how good a synthetic set is", "data": slices.name, "data_hash": slices.hash, "phantom": not slices.real,
             "records_set_aside": slices.set_aside, "files_set_aside": subjects[0].set_aside,
             "profile": request.profile, "recipe": request.recipe, "seed": request.seed,
@@ -157,8 +163,9 @@ def judge(
     court, whole = open_court(request, slices, subject.modalities), target in TASKS
     gan, others = beside(request, subject, slices.size, n_seeds) if beside_it(target, request, controls) else (None, {})
     rows = quality_rows(court, subject, gan, others, translators(request, n_seeds) if whole else None, net)
-    name = "quality" if whole else f"quality-{subject.name}"
-    facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began)
+    name = "quality" if whole else f"quality-{subject.name}-{hash_of(subject.sets[0]['x'])[:6]}"
+    facts = provenance(request, slices, [subject, *others.values(), *([gan] if gan else [])], began,
+                       [*court.runs.values(), feature_hash(court)])
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
     caption += f"\n{ATTRIBUTIONS[slices.name]}" if slices.real else ""

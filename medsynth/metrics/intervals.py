@@ -74,6 +74,7 @@ def bootstrap(
     seed: int = 0,
     recentre: bool = False,  # move the draws so that their mean is the value
     least: float = -np.inf,  # the smallest value that the measure can have: no interval reaches below it
+    most: float = np.inf,  # and the largest
 ) -> Estimate:
     """Estimate a measure with its percentile interval (Efron 1979); no interval with one unit, BadRequest with none."""
     _checked(counts, n_seeds, unit)
@@ -90,7 +91,7 @@ def bootstrap(
     if len(kept) < 0.9 * draws:
         return Estimate(value, None, None, counts[unit], unit)
     low, high = np.percentile(kept, [2.5, 97.5]) + (value - kept.mean() if recentre else 0.0)
-    return Estimate(value, max(float(low), least), float(high), counts[unit], unit)
+    return Estimate(value, max(float(low), least), min(float(high), most), counts[unit], unit)
 
 # %% ../../nbs/43_intervals.ipynb #61cf39cf
 def difference(

@@ -34,6 +34,13 @@ def quick(painter: pipeline.Painter) -> pipeline.Painter:
     return replace(painter, whole_tries=1)
 
 
+@pytest.fixture
+def least(quick: pipeline.Painter) -> float:
+    """A score that half of the first eight records pass, whatever this machine's chain learnt."""
+    scores = [float(case["score"]) for _, case in pipeline.synthesise(quick, 0, list(range(8)))]
+    return round(float(np.median(scores)), 4)
+
+
 def numbers(out: Path) -> list[int]:
     """The records of a data set."""
     return list(dataset.case_paths(out))
@@ -117,9 +124,9 @@ def test_giving_up_does_not_depend_on_the_batch() -> None:
     assert not stream.scarce(392, 0) and not stream.scarce(404, 0) and stream.scarce(408, 4)
 
 
-def test_the_index_is_rebuilt(quick: pipeline.Painter, tmp_path: Path) -> None:
+def test_the_index_is_rebuilt(quick: pipeline.Painter, least: float, tmp_path: Path) -> None:
     """Without it, or without a file that it names, the same call restores both."""
-    wanted = ["score>=0.31"]
+    wanted = [f"score>={least}"]
     stream.write_dataset(quick, 0, 6, tmp_path, wanted)
     index, digest = (tmp_path / "cases.csv").read_bytes(), dataset.dataset_hash(tmp_path)
     (tmp_path / "cases.csv").unlink()
@@ -128,9 +135,10 @@ def test_the_index_is_rebuilt(quick: pipeline.Painter, tmp_path: Path) -> None:
     assert counts["written"] == 1 and (tmp_path / "cases.csv").read_bytes() == index and dataset.dataset_hash(tmp_path) == digest
 
 
-@pytest.mark.parametrize("filters", [[], ["score>=0.31"]], ids=["all", "filtered"])
-def test_any_batch_gives_the_same_bytes(quick: pipeline.Painter, tmp_path: Path, filters: list[str]) -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+def test_any_batch_gives_the_same_bytes(quick: pipeline.Painter, least: float, tmp_path: Path, filtered: bool) -> None:
     """Batches of 8, 16 and 24 records, 19 cases; a batch that is no multiple of 8 is refused."""
+    filters = [f"score>={least}"] if filtered else []
     for batch in (8, 16, 24):
         stream.write_dataset(quick, 0, 19, tmp_path / str(batch), filters, batch=batch)
         assert len(numbers(tmp_path / str(batch))) == 19
@@ -140,14 +148,14 @@ def test_any_batch_gives_the_same_bytes(quick: pipeline.Painter, tmp_path: Path,
         stream.write_dataset(quick, 0, 1, tmp_path / "c", batch=12)
 
 
-def test_filters_keep_n_and_leave_gaps(quick: pipeline.Painter, tmp_path: Path) -> None:
+def test_filters_keep_n_and_leave_gaps(quick: pipeline.Painter, least: float, tmp_path: Path) -> None:
     """N cases are kept ones, each with its own number; rates by hand from the index; an impossible filter ends."""
-    counts = stream.write_dataset(quick, 0, 8, tmp_path / "a", ["score>=0.315"])
+    counts = stream.write_dataset(quick, 0, 8, tmp_path / "a", [f"score>={least}"])
     with (tmp_path / "a" / "cases.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert [int(r["record"]) for r in rows] == list(range(counts["records"])) and counts["records"] > counts["kept"] == 8
-    assert numbers(tmp_path / "a") == [int(r["record"]) for r in rows if float(r["score"]) >= 0.315]
-    assert counts["filters"] == {"score>=0.315": round(1 - 8 / len(rows), 4)}
+    assert numbers(tmp_path / "a") == [int(r["record"]) for r in rows if float(r["score"]) >= least]
+    assert counts["filters"] == {f"score>={least}": round(1 - 8 / len(rows), 4)}
     assert read_json(tmp_path / "a" / "dataset.json")["counts"]["kept"] == 8
     plain = dict(pipeline.synthesise(quick, 0, numbers(tmp_path / "a")[:1]))
     first, case = next(iter(plain.items()))

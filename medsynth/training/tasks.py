@@ -177,10 +177,7 @@ def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
 
 
 def unpaired(slices: Slices) -> Slices:
-    """Let each training patient keep one modality, in turn, so that those of (19) to (21) come from different people.
-
-    Map and mask stay, as if they were drawn before the rest was lost; with fewer patients than modalities some keep more.
-    """
+    """Let each training patient keep one modality in turn (more where patients are few), and map and mask, for (19) to (21)."""
     train = slices.patient[~slices.test].unique()
     turn = torch.searchsorted(train, slices.patient)[:, None]
     keeps = (torch.arange(len(slices.modalities)) - turn) % min(len(train), len(slices.modalities)) == 0

@@ -117,7 +117,7 @@ def run_runs(args: argparse.Namespace) -> int:
         print(f"{name}: {run.params[name]}")
     print("last: " + ", ".join(f"{n} {v[-1]:.3g}" for n, v in read_metrics(run).items()))
     training_curves(run).savefig(run.path / "losses.png", dpi=110)
-    print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}")
+    print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}\non the way: {run.path / 'samples'}")
     return 0
 
 # %% ../nbs/92_cli.ipynb #c831d3ff

@@ -38,13 +38,13 @@ class BasicGAN:
         batch: int = 8,
         steps: int = 1000,
         lr: float = 1e-3,
-        critic_lr: float = 4e-4,
+        critic_lr_ratio: float = 0.4,  # D's rate over G's
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.channels = slice(modality * channels, (modality + 1) * channels)
         generator, critic = UNet(1, channels, width), Critic(channels, width)
         self.nets = {"generator": generator.to(fabric.device), "critic": critic.to(fabric.device)}
-        rates = {"generator": lr, "critic": critic_lr}
+        rates = {"generator": lr, "critic": lr * critic_lr_ratio}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), rates[n], (0.5, 0.999)) for n, net in self.nets.items()}
 
     def step(self, t: int) -> dict[str, float]:

@@ -116,7 +116,7 @@ CONTROLS = {  # name -> changes of the chain
 def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
     """Draw cases of every control chain, and of the chain itself with labels as they are drawn, without Algorithm 4."""
     n = CONTROL_CASES[request.profile]
-    drawn = {"no Alg. 4": chain_subject("no Alg. 4", request, n, n_seeds, False)}
+    drawn = {"no Alg. 4": chain_subject("no Alg. 4", request, CASES[request.profile], n_seeds, False)}  # few leave the organ
     return drawn | {name: chain_subject(name, request, n, n_seeds, **changes) for name, changes in CONTROLS.items()}
 
 # %% ../../nbs/85_subjects.ipynb #ce929901

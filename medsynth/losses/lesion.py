@@ -8,6 +8,8 @@ __all__ = ['PLANE_WEIGHTS', 'guidance_loss', 'processor_loss', 'plane_weights', 
            'generator_loss', 'lesion_contrast', 'contrast_loss']
 
 # %% ../../nbs/42_lesion.ipynb #68e2e028
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -26,10 +28,12 @@ def read_back_loss(
     logits: torch.Tensor,  # (B, K, H, W) what a lesion processor reads in an image
     label: torch.Tensor,  # (B, 1, H, W) classes
     weights: tuple[float, ...] = PLANE_WEIGHTS,  # per class plane
+    output: str = "softmax",  # "sigmoid", each plane on its own, is the thesis's
 ) -> torch.Tensor:  # a number
     """Weighted squared error of class planes, |l - l_g|^2 (eqs. 15 and 22)."""
     k = logits.shape[1]
-    error = (logits.softmax(1) - one_hot(label, k)).square().mean((0, 2, 3))
+    planes = {"softmax": partial(torch.softmax, dim=1), "sigmoid": torch.sigmoid}[output](logits)
+    error = (planes - one_hot(label, k)).square().mean((0, 2, 3))
     return (error * torch.tensor(plane_weights(k, weights), device=error.device)).mean()
 
 

@@ -5,10 +5,11 @@ reads."""
 
 # %% auto #0
 __all__ = ['LESION_MARGIN_PX', 'OUTLINE_PX', 'SOURCE_MODALITY', 'fit', 'reduce_label', 'extract', 'Slices', 'kept', 'present_in',
-           'having', 'reduced_patient', 'reduced_cohort', 'preparation', 'check_present', 'prepare', 'stand_ins',
-           'batch_of']
+           'having', 'reduced_patient', 'reduced_cohort', 'preparation', 'check_present', 'prepare', 'misregistered',
+           'unpaired', 'stand_ins', 'batch_of']
 
 # %% ../../nbs/25_slices.ipynb #03503858
+import hashlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -55,11 +56,12 @@ def extract(
     label: torch.Tensor,  # (N, 1, H, W) classes
     edges: dict | None = None,  # changes of the data set's CONSTANTS; AS_THESIS for the literal lines (D1 to D4)
     outline_px: int | None = None,  # instead of OUTLINE_PX; 0 is the thesis's
+    fill: bool | None = None,  # whether the mask's holes are filled, instead of MASK_CONSTANTS'; False is the thesis's
     source: str | None = None,  # modality of the structure map, instead of SOURCE_MODALITY's
 ) -> dict[str, torch.Tensor]:  # m, s (whole), s_free (lesion removed), (N, 1, H, W) each
     """Extract mask and structure map with a data set's constants (Algorithms 1 and 2, lesion removal less OUTLINE_PX)."""
     of_map, of_mask = SOURCE_MODALITY[name]
-    m = organ_mask(images[of_mask], **MASK_CONSTANTS[name])
+    m = organ_mask(images[of_mask], **(MASK_CONSTANTS[name] | ({} if fill is None else {"fill": fill})))
     s = structure_map(images[source or of_map], m, **(CONSTANTS[name] | (edges or {})))
     outline = s * dilate(m, OUTLINE_PX[name] if outline_px is None else outline_px)
     return {"m": m, "s": s, "s_free": torch.maximum(remove_lesion(s, label, LESION_MARGIN_PX[name]), outline)}
@@ -208,6 +210,29 @@ def prepare(
                    for k, v in reduced_cohort(cohort, size, reduce, **extraction).items()}
         write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
     return _load(path)
+
+# %% ../../nbs/25_slices.ipynb #66563f54
+def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
+    """Move one modality px pixels to the right, as in a cohort that nobody registered; the hash says so."""
+    def moved(a: torch.Tensor) -> torch.Tensor:
+        a = a.clone()
+        a[:, modality] = F.pad(a[:, modality], (px, 0))[..., : a.shape[3]]
+        return a
+
+    both = {n: moved(slices.tensors[n]) for n in ("x", "s_each") if n in slices.tensors}
+    digest = hashlib.sha256(f"{slices.hash} moved {modality} {px}".encode()).hexdigest()[:12]
+    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | both}))
+
+
+def unpaired(slices: Slices) -> Slices:
+    """Let each training patient keep one modality in turn (more where patients are few), and map and mask, for (19) to (21)."""
+    train = slices.patient[~slices.test].unique()
+    turn = torch.searchsorted(train, slices.patient)[:, None]
+    keeps = (torch.arange(len(slices.modalities)) - turn) % min(len(train), len(slices.modalities)) == 0
+    present = (keeps | slices.test[:, None]) & present_in(slices)
+    digest = hashlib.sha256(f"{slices.hash} unpaired".encode()).hexdigest()[:12]
+    tensors = slices.tensors | {"x": slices.x * present[:, :, None, None], "present": present}
+    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": tensors}))
 
 # %% ../../nbs/25_slices.ipynb #5a71eff7
 def stand_ins(

@@ -28,17 +28,17 @@ def latent_of(nets: dict) -> int:
 
 @torch.no_grad()
 def draw_maps(
-    nets: dict,  # "vae", "flow", "refiner" and "G_m", or the one-step "G_s" and "G_m" (chapter 57)
+    nets: dict,  # "vae", "flow", "refiner" and "G_m", or the one-step "G_s" and "G_m" (chapter 58)
     z: torch.Tensor,  # (B, latent) ~ N(0, 1)
     noise: torch.Tensor | None = None,  # (B, 1, H, W) ~ N(0, 1) for the refiner; drawn from torch's generator when None
 ) -> tuple[torch.Tensor, torch.Tensor]:  # s_g, m_g (B, 1, H, W) of 0 and 1
-    """Draw structure maps and their masks from N(0, 1); holes of the organ are filled, lines outside it dropped."""
+    """Draw structure maps and their masks from N(0, 1). Two steps: the organ's holes are filled, lines outside it dropped."""
     if "G_s" in nets:
         s = (nets["G_s"](z).sigmoid() > nets["G_s"].threshold).to(z)
-    else:
-        density = nets["vae"].decode(nets["flow"].inverse(z)).clamp(0, 1)
-        noise = torch.randn(len(z), 1, *map_size(nets)) if noise is None else noise
-        s = (nets["refiner"](density, noise.to(z)).sigmoid() > nets["refiner"].threshold).to(z)
+        return s, (nets["G_m"](s).sigmoid() > 0.5).to(z)
+    density = nets["vae"].decode(nets["flow"].inverse(z)).clamp(0, 1)
+    noise = torch.randn(len(z), 1, *map_size(nets)) if noise is None else noise
+    s = (nets["refiner"](density, noise.to(z)).sigmoid() > nets["refiner"].threshold).to(z)
     m = fill_holes((nets["G_m"](s).sigmoid() > 0.5).to(z))
     return s * (1 - m), m
 

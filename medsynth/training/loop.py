@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SATURATED_STEPS', 'SATURATED_WITHIN', 'Stage', 'descend', 'set_lr', 'frozen', 'Diverged', 'saturated_since',
-           'check_health', 'open_fabric', 'read_rows', 'gradient_norms', 'train', 'read_metrics', 'training_curves']
+           'check_health', 'open_fabric', 'read_rows', 'gradient_norms', 'sample_every', 'train', 'read_metrics',
+           'training_curves']
 
 # %% ../../nbs/50_loop.ipynb #4a05aa23
 import json
@@ -48,10 +49,10 @@ def descend(fabric: Fabric, optimiser: torch.optim.Optimizer, loss: torch.Tensor
     optimiser.step()
 
 
-def set_lr(optimiser: torch.optim.Optimizer, lr: float, t: int, steps: int) -> None:
-    """Set the learning rate of step t: a cosine from lr to a tenth of it."""
+def set_lr(optimiser: torch.optim.Optimizer, lr: float, t: int, steps: int, decay: bool = True) -> None:
+    """Set the learning rate of step t: a cosine from lr to a tenth of it, or lr throughout (the thesis's)."""
     for group in optimiser.param_groups:
-        group["lr"] = lr * (0.55 + 0.45 * math.cos(math.pi * t / steps))
+        group["lr"] = lr * (0.55 + 0.45 * math.cos(math.pi * t / steps)) if decay else lr
 
 
 def frozen(net: torch.nn.Module) -> torch.nn.Module:  # the same network
@@ -82,7 +83,7 @@ def check_health(numbers: dict[str, float], rows: list[dict], t: int, run: Run) 
                                f"Try a lower learning rate (--set {stage}.lr=1e-4) or another seed."))
     if (since := saturated_since(rows)) is not None:
         raise Diverged(explain(where, "D to be unsure now and then", f"D right on real and fake since step {since}",
-                               f"G cannot catch up: try a slower D (--set {stage}.critic_lr=1e-5), "
+                               f"G cannot catch up: try a slower D (--set {stage}.critic_lr_ratio=0.1), "
                                f"larger batches (--set {stage}.batch=8) or another seed."))
 
 # %% ../../nbs/50_loop.ipynb #afdbe83d
@@ -128,6 +129,11 @@ def gradient_norms(optimisers: dict[str, torch.optim.Optimizer]) -> Iterator[dic
             hook.remove()
 
 # %% ../../nbs/50_loop.ipynb #65707ebb
+def sample_every(steps: int) -> int:
+    """Say after how many steps a run's picture is taken again: five times on its way, or every 100 steps of a short one."""
+    return max(100, steps // 5)
+
+
 def train(
     run: Run,  # where it is kept
     stage: Stage,  # what is trained
@@ -152,6 +158,8 @@ def train(
             check_health(numbers, rows, t, run)
             log.write(json.dumps(rows[-1]) + "\n")
             log.flush()
+            if t + 1 < steps and (t + 1) % sample_every(steps) == 0:
+                write_bytes(run.path / "samples" / f"{t + 1:07d}.png", stage.picture()._repr_png_())
             if (t + 1) % checkpoint_every == 0 or t + 1 == steps:
                 save_checkpoint(last, t + 1, stage.nets, stage.optimisers)
                 write_json(clock, {"seconds": before + time.time() - began})

@@ -7,6 +7,8 @@ inside (D28, D29)."""
 __all__ = ['jitter', 'Processor', 'read_labels', 'reading_grid']
 
 # %% ../../nbs/51_processors.ipynb #acab3018
+from functools import partial
+
 import torch
 from lightning_fabric import Fabric
 
@@ -64,11 +66,15 @@ class Processor:
         loss: str = "cross-entropy",  # or "planes", eq. (22)
         head_norm: str = "none",  # "instance", before the output, is the public code's (D28)
         init: str = "kaiming",  # "normal" is the thesis's
+        output: str = "softmax",  # of eq. (22)'s planes; "sigmoid" is the thesis's
+        jittered: bool = True,  # images moved and brightened at random; False is the thesis's
+        lr_decay: bool = True,  # False is the thesis's
         beta1: float = 0.9,  # of Adam; 0.5 is the thesis's
     ):
         self.data, self.seed, self.batch = having(slices.side("train"), modality).to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps
-        self.loss = {"cross-entropy": segmentation_loss, "planes": read_back_loss}[loss]
+        self.jittered, self.lr_decay = jittered, lr_decay
+        self.loss = {"cross-entropy": segmentation_loss, "planes": partial(read_back_loss, output=output)}[loss]
         net = UNet(1, slices.n_classes, width, norm=norm, init=init, head_norm=head_norm).to(fabric.device)
         self.nets = {"processor": net}
         self.optimisers = {"processor": torch.optim.Adam(net.parameters(), lr, (beta1, 0.999))}
@@ -76,10 +82,12 @@ class Processor:
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch; returns the loss and the batch's Dice."""
         b = batch_of(self.data, self.batch, self.seed, f"processor{self.modality}", t)
-        x, label = jitter(b["x"][:, self.modality : self.modality + 1], b["l"], self.data.n_classes)
+        x, label = b["x"][:, self.modality : self.modality + 1], b["l"]
+        if self.jittered:
+            x, label = jitter(x, label, self.data.n_classes)
         logits = self.nets["processor"](x)
         loss = self.loss(logits, label)
-        set_lr(self.optimisers["processor"], self.lr, t, self.steps)
+        set_lr(self.optimisers["processor"], self.lr, t, self.steps, self.lr_decay)
         descend(self.fabric, self.optimisers["processor"], loss)
         return {"loss": loss.item(), "dice": dice(logits.argmax(1, keepdim=True), label)}
 

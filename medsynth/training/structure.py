@@ -89,14 +89,16 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     s, m = draw_batch(stage.pool, stage.batch)
     terms = code_terms(stage.nets, coarse(s, m), stage.sd)
     f = terms.pop("code")
-    of_critic = critic_loss(stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach()))
+    d_real, d_fake = stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach())
+    of_critic = critic_loss(d_real, d_fake)
     warm = min(1.0, 5 * (t + 1) / stage.steps)
     descend(stage.fabric, stage.optimisers["vae"], terms["fit"] + warm * terms["kl"]
             + stage.code_adversarial * terms["code_adversarial"])
     descend(stage.fabric, stage.optimisers["D_z"], of_critic)
     of_flow = flow_loss(*stage.nets["flow"](f.detach()))
     descend(stage.fabric, stage.optimisers["flow"], of_flow)
-    numbers = {n: v.item() for n, v in terms.items()} | {"D_z": of_critic.item(), "flow": of_flow.item()}
+    terms |= {"D_z": of_critic, "flow": of_flow, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
+    numbers = {n: v.item() for n, v in terms.items()}
     if t % 4 == 0:
         loss = squared_error(stage.nets["G_m"](s[:8]).sigmoid(), m[:8])
         descend(stage.fabric, stage.optimisers["G_m"], loss)
@@ -207,4 +209,5 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     with torch.no_grad():
         wanted = torch.quantile(g.float().flatten()[:: max(1, g.numel() // 10**6)], 1 - s.mean())
         refiner.threshold.lerp_(wanted, 0.05)
-    return {n: v.item() for n, v in terms.items()} | {"D_s": of_critic.item(), "threshold": refiner.threshold.item()}
+    terms |= {"D_s": of_critic, "d_real": d_real.mean(), "d_fake": d_fake.mean(), "threshold": refiner.threshold}
+    return {n: v.item() for n, v in terms.items()}

@@ -14,9 +14,9 @@ from lightning_fabric import Fabric
 
 from ..core.paths import BadRequest, explain
 from ..core.random import key
-from ..losses.adversarial import adversary_loss, image_critic_loss, modality_loss
+from ..losses.adversarial import CLASS_LOSSES, adversary_loss, image_critic_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
-from ..losses.reconstruction import pretraining_loss, ramp, registration_loss
+from ..losses.reconstruction import agreement_loss, pretraining_loss, ramp, registration_loss
 from ..metrics.registration import edge_map
 from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet, decode, decode_all, encode
@@ -98,6 +98,7 @@ class Pretraining:
         init: str = "kaiming",  # "blur" is the thesis's (D26)
         label_input: bool = True,  # False is the public code's (D6)
         focus: str = "lesion",  # what (18)'s second term weighs; "mask" is the thesis's m_i (D29)
+        lr_decay: bool = True,  # False is the thesis's
         own_maps: bool = False,  # True: each modality from its own map, as printed (D34)
     ):
         if focus not in FOCUS:
@@ -105,7 +106,7 @@ class Pretraining:
         check_own_maps(slices, own_maps)
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.lr, self.steps, self.label_input = len(slices.modalities), lr, steps, label_input
-        self.focus, self.own_maps = FOCUS[focus], own_maps
+        self.focus, self.own_maps, self.lr_decay = FOCUS[focus], own_maps, lr_decay
         net = UNet(slices.n_classes, 1, width, self.k, condition=condition, init=init).to(fabric.device)
         self.nets = {"generator": net}
         self.optimisers = {"generator": torch.optim.Adam(net.parameters(), lr, (0.5, 0.999))}
@@ -115,7 +116,7 @@ class Pretraining:
         b = batch_of(self.data, self.batch, self.seed, "pretraining", t)
         x_g = paint_real(self, b) * b["present"][:, :, None, None]  # what is lacking is 0 on both sides
         loss = pretraining_loss(x_g, b["x"], self.focus(b["m"], b["l"]))
-        set_lr(self.optimisers["generator"], self.lr, t, self.steps)
+        set_lr(self.optimisers["generator"], self.lr, t, self.steps, self.lr_decay)
         descend(self.fabric, self.optimisers["generator"], loss)
         return {"loss": loss.item(), "l1": (x_g - b["x"]).abs().mean().item()}
 
@@ -144,7 +145,8 @@ def painted_grid(stage: Pretraining) -> Picture:
                 [*stage.data.modalities, *(f"{n} painted" for n in stage.data.modalities)])
 
 # %% ../../nbs/54_synthesis.ipynb #711abb92
-WEIGHTS = {"adversarial": 0.3, "modality": 0.5, "registration": 20.0, "lesion": 1.0, "contrast": 50.0, "anchor": 50.0}
+WEIGHTS = {"adversarial": 0.3, "modality": 0.5, "registration": 20.0, "lesion": 1.0, "contrast": 50.0, "anchor": 50.0,
+           "agreement": 0.0}  # of two translations of one target; public code 5, beside the equations
 
 
 def critic_terms(
@@ -153,12 +155,14 @@ def critic_terms(
     x_g: torch.Tensor,  # (B, k, H, W)
     view: list[int],  # how D looks
     fake_classes: bool = False,  # True: the class head learns from painted images too, as printed (D7)
+    class_loss: str = "index",  # or "cross-entropy" (D9)
 ) -> dict[str, torch.Tensor]:
     """Compute D's losses (13) on real and painted images, and its mean answers."""
     modality = torch.arange(x.shape[1], device=x.device).repeat(len(x))
     d_real, c_real = critic(turned(x.flatten(0, 1)[:, None], view))
     d_fake, c_fake = critic(turned(x_g.detach().flatten(0, 1)[:, None], view))
-    loss = image_critic_loss(d_real, d_fake, c_real, modality, c_fake if fake_classes else None)
+    c_fake = c_fake if fake_classes else None
+    loss = image_critic_loss(d_real, d_fake, c_real, modality, c_fake, class_loss=CLASS_LOSSES[class_loss])
     return {"critic": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
 
 # %% ../../nbs/54_synthesis.ipynb #b69f91aa
@@ -170,17 +174,19 @@ def generator_terms(
     real_contrast: torch.Tensor,  # (k,)
     n_pairs: int,
     view: list[int],  # how D looks
+    class_loss: str = "index",  # or "cross-entropy" (D9)
+    output: str = "softmax",  # of the processors' planes
 ) -> dict[str, torch.Tensor]:
-    """Compute G's losses on painted images: (14), (15), (16) and lesion contrast."""
+    """Compute G's losses on painted images: (14), (15), (16), lesion contrast, and agreement of translations."""
     k = x_g.shape[1]
     d, c = nets["critic"](turned(x_g.flatten(0, 1)[:, None], view))
     modality = torch.arange(k, device=x_g.device).repeat(len(x_g))
-    read = [read_back_loss(p(x_g[:, i : i + 1]), label) for i, p in enumerate(nets["processors"])]
+    read = [read_back_loss(p(x_g[:, i : i + 1]), label, output=output) for i, p in enumerate(nets["processors"])]
     pairs = draw_pairs(k, n_pairs)
-    x_gt = translate(nets["translator"], x_g, pairs).flatten(0, 1)[:, None]
-    return {"adversarial": adversary_loss(d), "modality": modality_loss(c, modality), "lesion": sum(read) / k,
-            "registration": registration_loss(of_pairs(x_g, pairs, 1), x_gt),
-            "contrast": contrast_loss(x_g, label, m, real_contrast)}
+    x_gt = translate(nets["translator"], x_g, pairs)
+    return {"adversarial": adversary_loss(d), "modality": CLASS_LOSSES[class_loss](c, modality), "lesion": sum(read) / k,
+            "registration": registration_loss(of_pairs(x_g, pairs, 1), x_gt.flatten(0, 1)[:, None]),
+            "contrast": contrast_loss(x_g, label, m, real_contrast), "agreement": agreement_loss(x_gt, pairs[:, 1], 1.0)}
 
 # %% ../../nbs/54_synthesis.ipynb #9b43939d
 @torch.no_grad()
@@ -206,11 +212,14 @@ class Synthesis:
         width: int = 16, batch: int = 4,
         steps: int = 200,  # of the whole stage, for the ramp of (16)
         n_pairs: int = 4,  # of (16), a step
-        lr: float = 2e-4, critic_lr: float = 4e-4,  # of G, of D
+        lr: float = 2e-4,
+        critic_lr_ratio: float = 2.0,  # D's rate over G's; 1 is the thesis's
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral", critic_init: str = "kaiming",  # "instance" (D27), "normal" are the thesis's
         views: bool = True,  # D sees images shifted and flipped; False is the thesis's
         fake_classes: bool = False,  # True is the thesis's (D7)
+        class_loss: str = "index",  # or "cross-entropy" (D9)
+        output: str = "softmax",  # of the processors' planes in (15), as in their training
         summed_pairs: bool = False,  # True: (16) sums over the k - 1 partners of a modality, as printed; False: their mean
         label_input: bool = True,  # as in pre-training (D6)
         structure: str = "two_step",  # who draws the maps; "one_step" is the thesis's (D36); read by chapter 55
@@ -218,14 +227,16 @@ class Synthesis:
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.steps, self.n_pairs, self.ramps = len(slices.modalities), steps, n_pairs, registration_ramp
-        self.views, self.fake_classes = views, fake_classes
+        self.views, self.class_loss, self.output = views, class_loss, output
+        self.learns = {"fake_classes": fake_classes, "class_loss": class_loss}  # D
         self.weights, self.maps, self.label_input = WEIGHTS | weights, needs["maps"], label_input
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         self.weights["registration"] *= self.k - 1 if summed_pairs else 1
-        critic = Critic(1, width, True, critic_norm, critic_init).to(fabric.device)
+        n_answers = 1 if class_loss == "index" else self.k
+        critic = Critic(1, width, True, critic_norm, critic_init, n_answers).to(fabric.device)
         self.nets = {"generator": needs["generator"], "critic": critic}
         self.optimisers = {n: torch.optim.Adam(self.nets[n].parameters(), rate, (0.5, 0.999))
-                           for n, rate in (("generator", lr), ("critic", critic_lr))}
+                           for n, rate in (("generator", lr), ("critic", lr * critic_lr_ratio))}
         self.real_contrast = lesion_contrast(self.data.x, self.data.l, self.data.m, present_in(self.data))
 
     def step(self, t: int) -> dict[str, float]:
@@ -258,10 +269,10 @@ def adversarial_step(
     both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k, stage.label_input)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
     view = draw_view() if stage.views else [0] * 4
-    of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view, stage.fake_classes)
+    of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view, **stage.learns)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
     readers = {**stage.readers, "critic": stage.nets["critic"]}
-    terms = generator_terms(readers, x_g, m, label, stage.real_contrast, stage.n_pairs, view)
+    terms = generator_terms(readers, x_g, m, label, stage.real_contrast, stage.n_pairs, view, stage.class_loss, stage.output)
     terms["anchor"] = pretraining_loss(x_r * real["present"][:, :, None, None], real["x"], lesion_weight(real["m"], real["l"]))
     weights = dict(stage.weights)
     weights["registration"] *= ramp(t, stage.steps) if stage.ramps else 1.0

@@ -5,25 +5,22 @@ resumes or trains."""
 
 # %% auto #0
 __all__ = ['PROFILES', 'STAGE_SETTINGS', 'SECONDS_PER_STEP', 'STAGES', 'TASKS', 'RECIPES', 'DATA_CHANGES', 'add_stage',
-           'builds_on', 'networks_for', 'check_request', 'check_changes', 'misregistered', 'unpaired', 'slices_for',
-           'load_slices', 'stage_settings', 'plan', 'plan_of', 'build', 'trained', 'get_run', 'finish', 'get_nets',
-           'unfold', 'estimated_minutes']
+           'builds_on', 'networks_for', 'check_request', 'check_changes', 'slices_for', 'load_slices', 'stage_settings',
+           'plan', 'plan_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold', 'estimated_minutes']
 
 # %% ../../nbs/55_tasks.ipynb #2018988e
-import hashlib
 import inspect
 import json
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 from ..core.paths import BadRequest, explain, read_json
 from ..core.random import key
 from ..core.runs import Run, code_hash, load_checkpoint, open_run, run_of
 from ..data.batches import DataRef
 from ..structure.edges import AS_THESIS, structure_map
-from ..structure.slices import Slices, prepare, present_in
+from ..structure.slices import Slices, misregistered, prepare, unpaired
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, open_fabric, train
 from .one_step import OneStep
@@ -78,17 +75,20 @@ STAGES = {"processor": Processor, "density": Density, "lines": Lines, "one_step"
           "features": Features, "translation_judge": TranslationJudge}
 TASKS = {"brain": {"data": ("phantom", "brain_ms", "brats2015_subset")}}
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t
-_CRITIC = {"critic_norm": "instance", "critic_init": "normal", "views": False, "fake_classes": True}  # D27, D7: D and D_t
+_ADVERSARIES = {"critic_norm": "instance", "critic_init": "normal", "views": False, "fake_classes": True,
+           "critic_lr_ratio": 1.0, "n_pairs": 56}  # D27, D7; all pairs of up to 8 modalities: G, D and G_t, D_t
 RECIPES = {  # recipe -> stage, or data -> named arguments
     "mended": {},
     "thesis": {
-        "data": {"edges": AS_THESIS, "outline_px": 0, "own_maps": True},  # D1 to D4, D34
-        "processor": {"norm": "instance", "loss": "planes", "init": "normal", "beta1": 0.5},  # D29, (22)
-        "translator": {**_PLANES, **_CRITIC, "critic_weights": (5.0, 3.0, 5.0), "cycle": 20.0, "supervised": 0.0,
-                       "adversarial": 3.0, "modality": 5.0},
-        "pretraining": {**_PLANES, "focus": "mask", "own_maps": True},  # D29, D34
-        "synthesis": {**_CRITIC, "structure": "one_step", "registration_ramp": False, "summed_pairs": True,  # D36, D30
-                      "adversarial": 3.0, "modality": 5.0, "registration": 20.0, "lesion": 1.0, "contrast": 0.0, "anchor": 0.0},
+        "data": {"edges": AS_THESIS, "outline_px": 0, "fill": False, "own_maps": True},  # D1 to D4, D34
+        "one_step": {"n_moved": 0, "lr_decay": False},
+        "processor": {"norm": "instance", "loss": "planes", "output": "sigmoid", "init": "normal", "beta1": 0.5,  # D29, (22)
+                      "jittered": False, "lr_decay": False},
+        "translator": {**_PLANES, **_ADVERSARIES, "critic_weights": (5.0, 3.0, 5.0), "cycle": 20.0, "supervised": 20.0,
+                       "adversarial": 3.0, "modality": 5.0, "lr_decay": False},
+        "pretraining": {**_PLANES, "focus": "mask", "own_maps": True, "lr_decay": False},  # D29, D34
+        "synthesis": {**_ADVERSARIES, "structure": "one_step", "registration_ramp": False, "summed_pairs": True,  # D36, D30
+                      "output": "sigmoid", "adversarial": 3.0, "modality": 5.0, "contrast": 0.0, "anchor": 0.0},
         "translation_judge": {"structure": "one_step"},
     }}
 
@@ -139,7 +139,7 @@ def check_request(task: str, stage: str, data: DataRef, recipe: str, profile: st
         raise BadRequest(explain(f"task {task}", f"data of {', '.join(TASKS[task]['data'])}", data.name, "Choose one of them."))
 
 
-DATA_CHANGES = ("data.moved_px", "data.unpaired", "data.incomplete", "data.edges", "data.outline_px", "data.own_maps")
+DATA_CHANGES = tuple(f"data.{n}" for n in ("moved_px", "unpaired", "incomplete", "edges", "outline_px", "fill", "own_maps"))
 
 
 def check_changes(changes: dict) -> None:
@@ -162,29 +162,6 @@ def _prepared(data: DataRef, profile: str, extraction: str) -> Slices:
     """Prepare a data set at a profile's size, or read it from the cache; `extraction` is JSON, so that it can be a key."""
     p = PROFILES[profile]
     return prepare(data, p["size"], p["reduce"][data.name], p["phantom"], **json.loads(extraction))
-
-# %% ../../nbs/55_tasks.ipynb #66563f54
-def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
-    """Move one modality px pixels to the right, as in a cohort that nobody registered; the hash says so."""
-    def moved(a: torch.Tensor) -> torch.Tensor:
-        a = a.clone()
-        a[:, modality] = F.pad(a[:, modality], (px, 0))[..., : a.shape[3]]
-        return a
-
-    both = {n: moved(slices.tensors[n]) for n in ("x", "s_each") if n in slices.tensors}
-    digest = hashlib.sha256(f"{slices.hash} moved {modality} {px}".encode()).hexdigest()[:12]
-    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | both}))
-
-
-def unpaired(slices: Slices) -> Slices:
-    """Let each training patient keep one modality in turn (more where patients are few), and map and mask, for (19) to (21)."""
-    train = slices.patient[~slices.test].unique()
-    turn = torch.searchsorted(train, slices.patient)[:, None]
-    keeps = (torch.arange(len(slices.modalities)) - turn) % min(len(train), len(slices.modalities)) == 0
-    present = (keeps | slices.test[:, None]) & present_in(slices)
-    digest = hashlib.sha256(f"{slices.hash} unpaired".encode()).hexdigest()[:12]
-    tensors = slices.tensors | {"x": slices.x * present[:, :, None, None], "present": present}
-    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": tensors}))
 
 # %% ../../nbs/55_tasks.ipynb #a97faa92
 def slices_for(data: DataRef, profile: str, changes: dict, recipe: str = "mended") -> Slices:

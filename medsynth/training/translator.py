@@ -11,7 +11,7 @@ __all__ = ['WEIGHTS', 'draw_pairs', 'translate', 'of_pairs', 'critic_terms', 'tr
 import torch
 from lightning_fabric import Fabric
 
-from ..losses.adversarial import adversary_loss, modality_loss, translation_critic_loss
+from ..losses.adversarial import CLASS_LOSSES, adversary_loss, translation_critic_loss
 from ..losses.reconstruction import squared_error
 from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet, decode, encode
@@ -53,18 +53,21 @@ def critic_terms(
     view: list[int],  # how D_t looks
     fake_classes: bool = False,  # True: the class head learns from translations too, as printed (D7)
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),  # real, fake, class
+    class_loss: str = "index",  # or "cross-entropy" (D9)
 ) -> dict[str, torch.Tensor]:
     """Compute D_t's losses (eq. 20) and its mean answers."""
     d_real, c_real = critic(turned(of_pairs(x, pairs, 1), view))
     d_fake, c_fake = critic(turned(x_t.detach().flatten(0, 1)[:, None], view))
     target = pairs[:, 1].to(x.device).repeat_interleave(len(x))
-    loss = translation_critic_loss(d_real, d_fake, c_real, target, c_fake if fake_classes else None, tuple(weights))
+    c_fake = c_fake if fake_classes else None
+    loss = translation_critic_loss(d_real, d_fake, c_real, target, c_fake, tuple(weights), CLASS_LOSSES[class_loss])
     return {"critic": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
 
 # %% ../../nbs/53_translator.ipynb #21d78439
 def translator_terms(
     nets: dict, x: torch.Tensor, pairs: torch.Tensor, x_t: torch.Tensor, view: list[int],
     present: torch.Tensor,  # (B, k) of 0 and 1: whether x_i is the patient's own, or a stand-in
+    class_loss: str = "index",
 ) -> dict[str, torch.Tensor]:
     """Compute G_t's losses: back again (19), like the registered target where both are there, past the critic (21)."""
     there = x_t.flatten(0, 1)[:, None]
@@ -75,7 +78,7 @@ def translator_terms(
     paired = of_pairs(own, pairs, 0) * of_pairs(own, pairs, 1)
     return {"cycle": squared_error(cycled, of_pairs(x, pairs, 0)),
             "supervised": squared_error(there * paired, of_pairs(x, pairs, 1) * paired),
-            "adversarial": adversary_loss(d), "modality": modality_loss(c, target)}
+            "adversarial": adversary_loss(d), "modality": CLASS_LOSSES[class_loss](c, target)}
 
 # %% ../../nbs/53_translator.ipynb #38eeb72b
 WEIGHTS = {"cycle": 10.0, "supervised": 20.0, "adversarial": 0.1, "modality": 0.1}  # supervised 0 for unregistered data
@@ -93,7 +96,8 @@ class Translator:
         steps: int = 250,
         n_pairs: int = 4,  # of the k (k - 1) ordered pairs, per step
         lr: float = 1e-3,
-        critic_lr: float | None = None,  # of D_t; a quarter of lr
+        lr_decay: bool = True,  # False is the thesis's
+        critic_lr_ratio: float = 0.25,  # D_t's rate over G_t's; 1 is the thesis's
         condition: str = "norm",  # "planes" is the thesis's wiring (D20)
         init: str = "kaiming",  # "blur" is the thesis's (D26)
         critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
@@ -101,14 +105,17 @@ class Translator:
         views: bool = True,  # D_t sees images shifted and flipped; False is the thesis's
         fake_classes: bool = False,  # True is the thesis's (D7)
         critic_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),  # real, fake, class; public code: 5, 3, 5
+        class_loss: str = "index",  # or "cross-entropy" (D9)
         **weights: float,  # changes to WEIGHTS
     ):
         self.data, self.seed, self.batch, self.n_pairs = slices.side("train").to(fabric.device), seed, batch, n_pairs
         self.fabric, self.k, self.weights = fabric, len(slices.modalities), WEIGHTS | weights
-        self.lr, self.steps = {"translator": lr, "critic": lr / 4 if critic_lr is None else critic_lr}, steps
-        self.views, self.fake_classes, self.critic_weights = views, fake_classes, critic_weights
+        self.lr, self.steps, self.lr_decay = {"translator": lr, "critic": lr * critic_lr_ratio}, steps, lr_decay
+        self.views, self.class_loss = views, class_loss
+        self.learns = {"fake_classes": fake_classes, "weights": critic_weights, "class_loss": class_loss}  # D_t
+        n_answers = 1 if class_loss == "index" else self.k
         self.nets = {"translator": UNet(1, 1, width, self.k, condition=condition, init=init).to(fabric.device),
-                     "critic": Critic(1, width, True, critic_norm, critic_init).to(fabric.device)}
+                     "critic": Critic(1, width, True, critic_norm, critic_init, n_answers).to(fabric.device)}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), lr, (0.5, 0.999)) for n, net in self.nets.items()}
 
     def step(self, t: int) -> dict[str, float]:
@@ -125,12 +132,12 @@ def translator_step(stage: Translator, t: int) -> dict[str, float]:
     b, pairs = batch_of(stage.data, stage.batch, stage.seed, "translator", t), draw_pairs(stage.k, stage.n_pairs)
     x = b["x_any"]
     for n, optimiser in stage.optimisers.items():
-        set_lr(optimiser, stage.lr[n], t, stage.steps)
+        set_lr(optimiser, stage.lr[n], t, stage.steps, stage.lr_decay)
     x_t = translate(stage.nets["translator"], x, pairs)
     view = draw_view() if stage.views else [0] * 4
-    of_critic = critic_terms(stage.nets["critic"], x, pairs, x_t, view, stage.fake_classes, stage.critic_weights)
+    of_critic = critic_terms(stage.nets["critic"], x, pairs, x_t, view, **stage.learns)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
-    terms = translator_terms(stage.nets, x, pairs, x_t, view, b["present"])
+    terms = translator_terms(stage.nets, x, pairs, x_t, view, b["present"], stage.class_loss)
     descend(stage.fabric, stage.optimisers["translator"], sum(stage.weights[n] * v for n, v in terms.items()))
     return {n: v.item() for n, v in (of_critic | terms).items()}
 

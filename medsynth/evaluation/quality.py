@@ -26,7 +26,7 @@ from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
 from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, unfold
-from .catalogue import JUDGE_SEED, Request
+from .catalogue import JUDGE_SEED, Request, judge_plans
 from .pictures import draw_row
 from .reading import inside_row, lesion_row, measures_row
 from .rows import Court, Row, modality_row, shift_row, translation_row
@@ -80,8 +80,7 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
 
     judge_seed = request.seed + JUDGE_SEED
     each = range(len(load_slices(request.data, request.profile, request.recipe).modalities))
-    runs = [r for s in ("modality_judge", "features") for r in planned(s, judge_seed)]
-    runs += [r for i in each for r in planned("lesion_judge", judge_seed, modality=i)]
+    runs = [r for p in judge_plans(request, ("modality_judge", "features", "lesion_judge")) for r in unfold(p)]
     if target in TASKS:
         runs += planned("translation_judge", judge_seed, trained_on="real")
         for seed in range(request.seed, request.seed + n_seeds):

@@ -89,15 +89,15 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     s, m = draw_batch(stage.pool, stage.batch)
     terms = code_terms(stage.nets, coarse(s, m), stage.sd)
     f = terms.pop("code")
-    d_real, d_fake = stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach())
-    of_critic = critic_loss(d_real, d_fake)
+    d_prior, d_code = stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach())
+    of_critic = critic_loss(d_prior, d_code)
     warm = min(1.0, 5 * (t + 1) / stage.steps)
     descend(stage.fabric, stage.optimisers["vae"], terms["fit"] + warm * terms["kl"]
             + stage.code_adversarial * terms["code_adversarial"])
     descend(stage.fabric, stage.optimisers["D_z"], of_critic)
     of_flow = flow_loss(*stage.nets["flow"](f.detach()))
     descend(stage.fabric, stage.optimisers["flow"], of_flow)
-    terms |= {"D_z": of_critic, "flow": of_flow, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
+    terms |= {"D_z": of_critic, "flow": of_flow, "d_z_prior": d_prior.mean(), "d_z_code": d_code.mean()}
     numbers = {n: v.item() for n, v in terms.items()}
     if t % 4 == 0:
         loss = squared_error(stage.nets["G_m"](s[:8]).sigmoid(), m[:8])

@@ -81,7 +81,7 @@ def _check_boxes(patient: Patient) -> None:
             raise BadRecord(explain(f"{patient.name} box", f"a box inside {n} images of {h}x{w}",
                                     f"slice {i}, rows {top} to {bottom}, columns {left} to {right}", "Check its coordinates."))
 
-
+# %% ../../nbs/10_samples.ipynb #3f138d8f
 def check_patient(
     patient: Patient,
     modalities: tuple[str, ...],  # of the data set

@@ -61,7 +61,7 @@ DEPARTURES = {  # the thesis's choice (or D9's modern variant), alone in `mended
     "class by cross-entropy (D9)": {"synthesis.class_loss": "cross-entropy"},
 }
 
-
+# %% ../../nbs/83_catalogue.ipynb #6af59be3
 def judge_plans(request: Request, stages: tuple[str, ...]) -> list[tuple[Run, list]]:
     """Plan judges of the seed that no chain has; of a stage that takes a modality, one per modality."""
     k = len(load_slices(request.data, request.profile, request.recipe).modalities)

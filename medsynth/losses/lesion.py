@@ -47,6 +47,7 @@ def segmentation_loss(
     weights[0] = 1.0
     return F.cross_entropy(logits, label[:, 0].long(), weights)
 
+# %% ../../nbs/42_lesion.ipynb #3bf3949c
 guidance_loss = read_back_loss  # (15): |l - G_l,i(x_g,i)|^2, of painted images
 processor_loss = read_back_loss  # (22): |l_i - G_l,i(x_i)|^2, of real images
 

@@ -72,8 +72,7 @@ class OneStep:
         n_moved: int = 24,
         norm: str = "instance",  # "spectral" (in the critics) or "none" (D27)
         kl: str = "overall",  # or "unit" (D27)
-        init: str = "normal",  # deviation 0.02; or "kaiming"
-        lr_decay: bool = True,  # False is the thesis's
+        init: str = "normal", lr_decay: bool = True,  # deviation 0.02, or "kaiming"; False is the thesis's
     ):
         if kl not in ("overall", "unit"):
             raise ValueError(f"kl must be overall or unit, not {kl!r}")

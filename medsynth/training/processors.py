@@ -53,23 +53,17 @@ class Processor:
 
     def __init__(
         self,
-        slices: Slices,
-        seed: int,
-        needs: dict,  # none
-        fabric: Fabric,
+        slices: Slices, seed: int,
+        needs: dict, fabric: Fabric,  # needs: none
         modality: int = 0,  # which modality it reads
-        width: int = 16,
-        batch: int = 4,
-        steps: int = 300,
+        width: int = 16, batch: int = 4, steps: int = 300,
         lr: float = 3e-3,
-        norm: str = "none",  # "instance" is the thesis's (D29)
-        loss: str = "cross-entropy",  # or "planes", eq. (22)
+        norm: str = "none", loss: str = "cross-entropy",  # "instance" (D29) and "planes", eq. (22), are the thesis's
         head_norm: str = "none",  # "instance", before the output, is the public code's (D28)
         init: str = "kaiming",  # "normal" is the thesis's
         output: str = "softmax",  # of eq. (22)'s planes; "sigmoid" is the thesis's
         jittered: bool = True,  # images moved and brightened at random; False is the thesis's
-        lr_decay: bool = True,  # False is the thesis's
-        beta1: float = 0.9,  # of Adam; 0.5 is the thesis's
+        lr_decay: bool = True, beta1: float = 0.9,  # of Adam; False and 0.5 are the thesis's
     ):
         self.data, self.seed, self.batch = having(slices.side("train"), modality).to(fabric.device), seed, batch
         self.modality, self.fabric, self.lr, self.steps = modality, fabric, lr, steps

@@ -210,18 +210,13 @@ class Synthesis:
         slices: Slices, seed: int,
         needs: dict, fabric: Fabric,  # needs: "generator", "processors", "translator", "maps", trained networks
         width: int = 16, batch: int = 4,
-        steps: int = 200,  # of the whole stage, for the ramp of (16)
-        n_pairs: int = 4,  # of (16), a step
-        lr: float = 2e-4,
-        critic_lr_ratio: float = 2.0,  # D's rate over G's; 1 is the thesis's
+        steps: int = 200, n_pairs: int = 4,  # of the whole stage, for the ramp of (16); of (16), a step
+        lr: float = 2e-4, critic_lr_ratio: float = 2.0,  # of G, D's over it; 1 is the thesis's
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral", critic_init: str = "kaiming",  # "instance" (D27), "normal" are the thesis's
-        views: bool = True,  # D sees images shifted and flipped; False is the thesis's
-        fake_classes: bool = False,  # True is the thesis's (D7)
-        class_loss: str = "index",  # or "cross-entropy" (D9)
-        output: str = "softmax",  # of the processors' planes in (15), as in their training
-        summed_pairs: bool = False,  # True: (16) sums over the k - 1 partners of a modality, as printed; False: their mean
-        label_input: bool = True,  # as in pre-training (D6)
+        views: bool = True, fake_classes: bool = False,  # D sees images shifted and flipped; False, True (D7) are the thesis's
+        class_loss: str = "index", output: str = "softmax",  # or "cross-entropy" (D9); of planes in (15), as processors learnt
+        summed_pairs: bool = False, label_input: bool = True,  # True: (16) sums over k - 1 partners, as printed; as in (18) (D6)
         structure: str = "two_step",  # who draws the maps; "one_step" is the thesis's (D36); read by chapter 55
         **weights: float,  # changes to WEIGHTS
     ):

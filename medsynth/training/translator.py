@@ -92,16 +92,12 @@ class Translator:
         slices: Slices, seed: int,
         needs: dict,  # none
         fabric: Fabric,
-        width: int = 16, batch: int = 4,
-        steps: int = 250,
+        width: int = 16, batch: int = 4, steps: int = 250,
         n_pairs: int = 4,  # of the k (k - 1) ordered pairs, per step
-        lr: float = 1e-3,
-        lr_decay: bool = True,  # False is the thesis's
+        lr: float = 1e-3, lr_decay: bool = True,  # no decay is the thesis's
         critic_lr_ratio: float = 0.25,  # D_t's rate over G_t's; 1 is the thesis's
-        condition: str = "norm",  # "planes" is the thesis's wiring (D20)
-        init: str = "kaiming",  # "blur" is the thesis's (D26)
-        critic_norm: str = "spectral",  # "instance" is the thesis's (D27)
-        critic_init: str = "kaiming",  # "normal" is the thesis's
+        condition: str = "norm", init: str = "kaiming",  # "planes" (D20) and "blur" (D26) are the thesis's
+        critic_norm: str = "spectral", critic_init: str = "kaiming",  # "instance" (D27), "normal" are the thesis's
         views: bool = True,  # D_t sees images shifted and flipped; False is the thesis's
         fake_classes: bool = False,  # True is the thesis's (D7)
         critic_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),  # real, fake, class; public code: 5, 3, 5

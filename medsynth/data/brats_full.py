@@ -101,7 +101,7 @@ def read_mha(
         raise BadRecord(explain(str(path), "a readable .mha file", " ".join(str(e).split())[-120:], "Download it again.")) from e
     return apply_orientation(volume, turn), affine
 
-
+# %% ../../nbs/19_brats_full.ipynb #b7c4e1a2
 def read_nifti(
     path: Path, like: np.ndarray | None = None, heights: slice = slice(0, SHAPE[2]),
 ) -> tuple[np.ndarray, np.ndarray]:  # voxels (240, 240, n) float32, axes as AXES; affine (4, 4) as the file has it
@@ -205,7 +205,7 @@ def read_all(
     patients, bad = gather(name, readers, modalities, N_CLASSES, needs, test)
     return Cohort(name, modalities, N_CLASSES, True, patients, test, bad)
 
-
+# %% ../../nbs/19_brats_full.ipynb #c2d95f07
 def read_brats2015(
     path: Path,  # BRATS2015_Training, or the folder that holds it
     needs: tuple[str, ...] | None = None,  # modalities that a training patient must have; None: all four

@@ -202,8 +202,8 @@ COMMANDS = {
 
 def add_request(parser: argparse.ArgumentParser, seed_help: str) -> None:
     """Add the options that every request has."""
-    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms, brats2015_subset; "
-                        "without a path it is looked for under $MEDSYNTH_DATA")
+    parser.add_argument("--data", default="phantom", help="NAME or NAME=PATH: phantom (default), brain_ms, brats2015_subset, "
+                        "brats2015, brats_nifti; without a path it is looked for under $MEDSYNTH_DATA")
     parser.add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     parser.add_argument("--recipe", default="mended", help=f"{', '.join(RECIPES)} (default mended)")
     parser.add_argument("--seed", type=int, default=0, help=seed_help)

@@ -21,14 +21,18 @@ from .brain_ms import ATTRIBUTION as OF_BRAIN_MS
 from .brain_ms import read_brain_ms
 from .brats import ATTRIBUTION as OF_BRATS
 from .brats import read_brats2015_subset
+from .brats_full import OF_BRATS2015, OF_BRATS_NIFTI, read_brats2015, read_brats_nifti
 from .phantom import phantom_cohort
 from .samples import Cohort
 
 # %% ../../nbs/12_batches.ipynb #e61f8aec
 FOLDERS = {  # data set -> folder names under $MEDSYNTH_DATA
-    "phantom": None, "brain_ms": ("brain_ms",), "brats2015_subset": ("brats2015_subset",)}
-READERS = {"brain_ms": read_brain_ms, "brats2015_subset": read_brats2015_subset}
-ATTRIBUTIONS = {"brain_ms": OF_BRAIN_MS, "brats2015_subset": OF_BRATS}  # beside every picture of a set's real images
+    "phantom": None, "brain_ms": ("brain_ms",), "brats2015_subset": ("brats2015_subset",),
+    "brats2015": ("BRATS2015_Training", "brats2015"), "brats_nifti": ("brats_nifti",)}
+READERS = {"brain_ms": read_brain_ms, "brats2015_subset": read_brats2015_subset,
+           "brats2015": read_brats2015, "brats_nifti": read_brats_nifti}
+ATTRIBUTIONS = {  # beside every picture of a set's real images
+    "brain_ms": OF_BRAIN_MS, "brats2015_subset": OF_BRATS, "brats2015": OF_BRATS2015, "brats_nifti": OF_BRATS_NIFTI}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'LABEL', 'BRAIN', 'N_CLASSES', 'SHAPE', 'AXES', 'COLUMNS', 'ROWS', 'HEIGHTS', 'TOP_PERCENT', 'ATTRIBUTION',
-           'SIDES', 'read_patient', 'read_brats2015_subset']
+           'SIDES', 'cut', 'read_patient', 'read_brats2015_subset']
 
 # %% ../../nbs/13_brats.ipynb #c0c5ead2
 from pathlib import Path
@@ -27,9 +27,12 @@ ATTRIBUTION = ("Images: BRATS2015, Menze et al., IEEE TMI 2015 (CC BY-NC-SA 3.0)
                "cut and rescaled.")
 
 
-def _cut(volume: np.ndarray) -> np.ndarray:
-    """Cut the thesis's axial slices out of a volume, (50, 184, 144), front at the top."""
-    return np.ascontiguousarray(volume[COLUMNS, ROWS, HEIGHTS].transpose(2, 1, 0))
+def cut(
+    volume: np.ndarray,  # (240, 240, 155), axes as AXES
+    heights: slice = HEIGHTS,  # slices; all of them where the volume holds no others
+) -> np.ndarray:  # (50, 184, 144)
+    """Cut the thesis's axial slices out of a volume ('The five tasks'), front at the top."""
+    return np.ascontiguousarray(volume[COLUMNS, ROWS, heights].transpose(2, 1, 0))
 
 # %% ../../nbs/13_brats.ipynb #1090777c
 def read_patient(folder: Path, needs: tuple[str, ...] = tuple(FILES)) -> Patient:
@@ -42,12 +45,12 @@ def read_patient(folder: Path, needs: tuple[str, ...] = tuple(FILES)) -> Patient
         if modality not in needs and not (folder / name).exists():
             continue
         volume, _ = read_on_grid(find_file(folder, name), SHAPE, affine)
-        images[modality] = _cut(min_max(volume, inside, TOP_PERCENT))
+        images[modality] = cut(min_max(volume, inside, TOP_PERCENT))
     label, _ = read_on_grid(find_file(folder, LABEL), SHAPE, affine)
     if not np.isin(label, range(N_CLASSES)).all():
         raise BadRecord(explain(str(folder / LABEL), f"classes 0 to {N_CLASSES - 1}", f"{np.unique(label)[:8].tolist()}",
                                 "Map the label's values to these classes."))
-    return Patient(folder.name, images, _cut(label * inside).astype(np.uint8), (1.0, 1.0, 1.0), affine)
+    return Patient(folder.name, images, cut(label * inside).astype(np.uint8), (1.0, 1.0, 1.0), affine)
 
 # %% ../../nbs/13_brats.ipynb #fe2de221
 SIDES = ("train", "validation", "test")

@@ -116,5 +116,6 @@ CONSTANTS = {
     "chest_xray": {"alpha": 0.009, "sigma1": 0.4, "sigma2": 0.5, "beta": 0.05, "median_px": 3, **AS_CODE},
     "brain_ms": {"alpha": 0.13, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},
     "brats2015_subset": {"alpha": 0.08, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},
+    "brats_nifti": {"alpha": 0.08, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},
     "phantom": {"alpha": 0.045, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},
 }

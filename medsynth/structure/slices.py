@@ -30,10 +30,12 @@ from .mask import MASK_CONSTANTS, organ_mask
 
 # %% ../../nbs/25_slices.ipynb #e76c4591
 LESION_MARGIN_PX = {  # 2 would erase the ventricle walls that MS lesions lie against
-    "phantom": 2, "brain_ms": 1, "brats2015_subset": 2}
-OUTLINE_PX = {"phantom": 0, "brain_ms": 0, "brats2015_subset": 2}  # lines this near the background outlive lesion removal
+    "phantom": 2, "brain_ms": 1, "brats2015_subset": 2, "brats2015": 2, "brats_nifti": 2}
+OUTLINE_PX = {  # lines this near the background outlive lesion removal
+    "phantom": 0, "brain_ms": 0, "brats2015_subset": 2, "brats2015": 2, "brats_nifti": 2}
 SOURCE_MODALITY = {  # of the structure map, of the mask
-    "phantom": ("Flair", "T1"), "brain_ms": ("Flair", "T1"), "brats2015_subset": ("Flair", "Flair")}
+    "phantom": ("Flair", "T1"), "brain_ms": ("Flair", "T1"), "brats2015_subset": ("Flair", "Flair"),
+    "brats2015": ("Flair", "Flair"), "brats_nifti": ("Flair", "Flair")}
 
 
 def fit(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # (..., *size)

@@ -30,14 +30,15 @@ from .synthesis import Pretraining, Synthesis
 from .translator import Translator
 
 # %% ../../nbs/55_tasks.ipynb #56db973e
+_REAL = ("brain_ms", "brats2015_subset", "brats2015", "brats_nifti")
 PROFILES = {
-    "smoke": {"size": (48, 40), "reduce": {"phantom": 2, "brain_ms": 4, "brats2015_subset": 4}, "checkpoint_every": 10,
+    "smoke": {"size": (48, 40), "reduce": {"phantom": 2, **dict.fromkeys(_REAL, 4)}, "checkpoint_every": 10,
               "phantom": {"n_patients": 4, "n_test": 1, "n_slices": 8}},
-    "demo": {"size": (96, 80), "reduce": {"phantom": 2, "brain_ms": 2, "brats2015_subset": 2}, "checkpoint_every": 50,
+    "demo": {"size": (96, 80), "reduce": {"phantom": 2, **dict.fromkeys(_REAL, 2)}, "checkpoint_every": 50,
              "phantom": {"n_patients": 36, "n_test": 12, "n_slices": 10}},
-    "gpu": {"size": (184, 144), "reduce": {"phantom": 1, "brain_ms": 1, "brats2015_subset": 1}, "checkpoint_every": 500,
+    "gpu": {"size": (184, 144), "reduce": {"phantom": 1, **dict.fromkeys(_REAL, 1)}, "checkpoint_every": 500,
             "phantom": {"n_patients": 100, "n_test": 30, "n_slices": 20}},
-    "paper": {"size": (184, 144), "reduce": {"phantom": 1, "brain_ms": 1, "brats2015_subset": 1}, "checkpoint_every": 1000,
+    "paper": {"size": (184, 144), "reduce": {"phantom": 1, **dict.fromkeys(_REAL, 1)}, "checkpoint_every": 1000,
               "phantom": {"n_patients": 274, "n_test": 27, "n_slices": 50}},
 }
 STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
@@ -73,7 +74,7 @@ SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-
 STAGES = {"processor": Processor, "density": Density, "lines": Lines, "one_step": OneStep, "translator": Translator,
           "pretraining": Pretraining, "synthesis": Synthesis, "lesion_judge": LesionJudge, "modality_judge": ModalityJudge,
           "features": Features, "translation_judge": TranslationJudge}
-TASKS = {"brain": {"data": ("phantom", "brain_ms", "brats2015_subset")}}
+TASKS = {"brain": {"data": ("phantom", *_REAL)}}
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t
 _ADVERSARIES = {"critic_norm": "instance", "critic_init": "normal", "views": False, "fake_classes": True,
            "critic_lr_ratio": 1.0, "n_pairs": 56}  # D27, D7; all pairs of up to 8 modalities: G, D and G_t, D_t

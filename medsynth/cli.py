@@ -180,7 +180,7 @@ def run_publish(args: argparse.Namespace) -> int:
     """Copy artefacts to figures/, the larger scale and the licence respected."""
     root = Path(args.figures) if args.figures else (repository() or Path.cwd()) / "figures"
     name = args.data.partition("=")[0]  # the data itself need not be at hand
-    written, held = publish(name, args.profile, root, args.artefacts or None, args.force)
+    written, held = publish(name, args.profile, root, args.artefacts or None, args.force, args.recipe)
     for path in written:
         print(path)
     for name, why in held.items():
@@ -247,6 +247,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("artefacts", **artefacts)
     made["publish"].add_argument("--data", default="phantom", help="NAME of the data (default phantom)")
     made["publish"].add_argument("--profile", default="smoke", help="scale (default smoke)")
+    made["publish"].add_argument("--recipe", default="mended", choices=tuple(RECIPES), help="recipe (default mended)")
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
 

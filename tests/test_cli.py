@@ -17,7 +17,7 @@ from medsynth.cli import main
 from medsynth.core.artefacts import REDISTRIBUTABLE
 from medsynth.core.paths import home
 from medsynth.data.batches import parse_data
-from medsynth.evaluation.catalogue import ARTEFACTS
+from medsynth.evaluation.catalogue import ARTEFACTS, DEPARTURES
 from medsynth.evaluation.subjects import dataset_cases
 from medsynth.training.tasks import load_slices
 
@@ -116,8 +116,10 @@ def test_runs_are_listed_and_shown(reproduced: subprocess.CompletedProcess) -> N
     """By the start of an id; an id that fits several says so."""
     listed = typed("runs")
     assert listed.returncode == 0 and listed.stdout.count("brain-phantom") >= 9
-    shown = typed("runs", "show", "brain-phantom-synthesis")
+    density = next(word for word in listed.stdout.split() if word.startswith("brain-phantom-density"))
+    shown = typed("runs", "show", density[:-3])
     assert shown.returncode == 0 and Path(shown.stdout.split("losses: ")[1].splitlines()[0]).exists()
+    assert list(Path(shown.stdout.split("on the way: ")[1].splitlines()[0]).glob("*.png")), "pictures of a run on its way"
     assert typed("runs", "show", "brain-phantom-processor").returncode == 2
 
 
@@ -126,6 +128,16 @@ def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> Non
     said = typed("publish", "fig_16", "--figures", tmp_path)
     assert said.returncode == 0
     assert sorted(p.name for p in (tmp_path / "phantom").iterdir()) == ["fig_16.json", "fig_16.png"]
+    assert typed("publish", "fig_16", "--figures", tmp_path, "--recipe", "thesis").returncode == 2, "none was made of that recipe"
+
+
+def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedProcess) -> None:
+    """A row for mended, for each departure and for recipe thesis, of one stage each; what comes before is shared."""
+    with (home() / "artefacts" / "phantom" / "smoke" / "departures.csv").open() as f:
+        rows = {r["departure"]: r for r in csv.DictReader(f)}
+    assert list(rows) == ["mended", *DEPARTURES, "recipe thesis"]
+    assert len({r["distance"] for r in rows.values()}) == len(rows), "each is another generator"
+    assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +267,7 @@ def test_real_brain_mri_at_smoke(brain_ms: Path, tmp_path: Path) -> None:
     shutil.copytree(brain_ms, tmp_path / "data")
     spoilt = next((tmp_path / "data" / "patient07").glob("T2_*"))
     data = f"brain_ms={tmp_path / 'data'}"
-    good = typed("reproduce", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
+    good = typed("reproduce", "fig_06", "fig_16", "table_4", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
     assert good.returncode == 0, good.stderr
     facts = json.loads((tmp_path / "home" / "artefacts" / "brain_ms" / "smoke" / "fig_06.json").read_text())
     assert facts["shows_real_images"] and not facts["phantom"] and not facts["records_set_aside"]

@@ -80,6 +80,9 @@ def test_real_pixels_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert not written and "licence" in held["fig_0"]
     artefacts.save_artefact("fig_0", facts(data="brain_ms", shows_real_images=True), rows=[{"a": 1}])
     assert artefacts.publish("brain_ms", "demo", tmp_path / "figures")[0]
+    artefacts.save_artefact("fig_0", facts(data="brain_ms", recipe="thesis"), rows=[{"a": 1}])
+    written, _ = artefacts.publish("brain_ms", "demo", tmp_path / "figures", recipe="thesis")
+    assert {p.parent.name for p in written} == {"brain_ms-thesis"}, "another recipe never replaces mended"
     with pytest.raises(paths.BadRequest, match="fig_9"):
         artefacts.publish("brain_ms", "demo", tmp_path / "figures", ["fig_9"])
 

@@ -88,9 +88,10 @@ def publish(
     figures: Path,  # the folder shown to readers
     names: list[str] | None = None,  # artefacts, default all
     force: bool = False,  # let a smaller scale replace a larger one
+    recipe: str = "mended",  # artefacts of another one lie in figures/<data>-<recipe>/
 ) -> tuple[list[Path], dict[str, str]]:  # files written, and name -> why it was held back
     """Copy artefacts with their provenance to figures/<data>/; BadRequest when an artefact asked for does not exist."""
-    folder = artefact_folder(data, profile)
+    folder = artefact_folder(data, profile, recipe)
     there = {p.stem: p for p in sorted(folder.glob("*.json"))}
     absent = sorted(set(names or there) - there.keys())
     if absent or not there:
@@ -98,7 +99,7 @@ def publish(
                                  ", ".join(there) or "none", f"Run `medsynth reproduce --data {data} --profile {profile}`."))
     written, held = [], {}
     for name in names or there:
-        target = figures / data / f"{name}.json"
+        target = figures / (data if recipe == "mended" else f"{data}-{recipe}") / f"{name}.json"
         why = _may_publish(target, read_json(there[name]))
         held |= {name: why} if why and (not force or "licence" in why) else {}
         if name in held:

@@ -16,14 +16,16 @@ from medsynth.core.paths import BadRequest
 from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
+from medsynth.losses.lesion import PLANE_WEIGHTS
 from medsynth.nets.critics import Critic, draw_view
 from medsynth.nets.unet import UNet
 from medsynth.nets.vae import DensityVAE, Flow, Refiner
 from medsynth.show import Picture, curves
-from medsynth.structure.slices import present_in
+from medsynth.structure.lesions import one_hot
+from medsynth.structure.slices import batch_of, present_in
 from medsynth.structure.whole import redraw
 from medsynth.synthesis.pipeline import open_painter, synthesise_all
-from medsynth.training import loop, synthesis, tasks, translator
+from medsynth.training import loop, processors, synthesis, tasks, translator
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.loop import Diverged, open_fabric, train
 from medsynth.training.one_step import OneStep, one_step_terms
@@ -490,6 +492,44 @@ def test_the_mask_network_is_not_moved_by_eq_11(toy_one_step: OneStep) -> None:
     assert all(any(not torch.equal(a, b) for a, b in zip(before[n], net.parameters(), strict=True)) for n, net in nets.items())
     with pytest.raises(ValueError, match="overall or unit"):
         OneStep(toy_one_step.data, 0, {}, open_fabric(), kl="none")
+
+
+def test_one_step_maps_are_left_as_they_come() -> None:
+    """As printed: a line outside the mask stays, and a hole in it too; the two-step generator mends both."""
+    ring = torch.full((1, 1, 16, 16), -40.0)
+    ring[..., 4:12, 4:12], ring[..., 7:9, 7:9] = 40.0, -40.0  # organ where -40 of a mask would be: a hole in the middle
+    G_s = torch.nn.Module()
+    G_s.threshold, G_s.size, G_s.forward = torch.tensor(0.5), (16, 16), lambda z: torch.full((1, 1, 16, 16), 40.0)
+    s, m = draw_maps({"G_s": G_s, "G_m": lambda s: -ring}, torch.zeros(1, 4))
+    assert s.all() and m[0, 0, 0, 0] == 1 and m[0, 0, 5, 5] == 0 and m[0, 0, 7, 7] == 1
+
+
+def test_learning_rates_by_hand() -> None:
+    """A cosine from lr to a tenth of it, or lr throughout."""
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    for t, decay, lr in ((0, True, 0.2), (50, True, 0.11), (100, True, 0.02), (0, False, 0.2), (100, False, 0.2)):
+        loop.set_lr(optimiser, 0.2, t, 100, decay)
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_recipe_thesis_keeps_none_of_our_habits() -> None:
+    """No moved images or maps, constant rates, every pair, D as fast as G; the class term may be a cross-entropy (D9)."""
+    thesis = {s: tasks.stage_settings(s, "thesis", "smoke", {}) for s in ("one_step", "processor", "translator", "pretraining",
+                                                                         "synthesis")}
+    assert thesis["one_step"]["n_moved"] == 0 and not thesis["processor"]["jittered"]
+    assert not any(thesis[s]["lr_decay"] for s in ("one_step", "processor", "translator", "pretraining"))
+    assert all(thesis[s]["n_pairs"] >= 12 and thesis[s]["critic_lr_ratio"] == 1 for s in ("translator", "synthesis"))
+    slices = tasks.load_slices(PHANTOM, "smoke", "thesis")
+    stage = translator.Translator(slices, 0, {}, open_fabric(), width=4, class_loss="cross-entropy")
+    assert stage.nets["critic"].modality.out_channels == 4
+    assert all(abs(v) < float("inf") for v in stage.step(0).values())
+    raw = processors.Processor(slices, 0, {}, open_fabric(), width=4, loss="planes", output="sigmoid", jittered=False)
+    b = batch_of(raw.data, 4, 0, "processor0", 0)
+    with torch.no_grad():
+        read = raw.nets["processor"](b["x"][:, :1]).sigmoid()
+        error = (read - one_hot(b["l"], 5)).square().mean((0, 2, 3))
+    by_hand = float((error * torch.tensor(PLANE_WEIGHTS)).mean())
+    assert raw.step(0)["loss"] == pytest.approx(by_hand, rel=1e-5), "images as they are, planes by sigmoid"
 
 
 def test_either_structure_generator_draws_for_synthesis(toy_one_step: OneStep) -> None:

@@ -135,8 +135,8 @@ def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedPr
     """A row for mended, for each departure and for recipe thesis, of one stage each; what comes before is shared."""
     with (home() / "artefacts" / "phantom" / "smoke" / "departures.csv").open() as f:
         rows = {r["departure"]: r for r in csv.DictReader(f)}
-    assert list(rows) == ["mended", *DEPARTURES, "recipe thesis"]
-    assert len({r["distance"] for r in rows.values()}) == len(rows), "each is another generator"
+    assert list(rows) == ["mended", "no Alg. 4", *DEPARTURES, "recipe thesis"]
+    assert len({r["distance"] for r in rows.values()}) == len(rows), "each draws other images"
     assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
 
 

@@ -164,6 +164,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'medsynth.data.samples.check_patient': ('samples.html#check_patient', 'medsynth/data/samples.py'),
                                        'medsynth.data.samples.chosen': ('samples.html#chosen', 'medsynth/data/samples.py'),
                                        'medsynth.data.samples.facts_of': ('samples.html#facts_of', 'medsynth/data/samples.py'),
+                                       'medsynth.data.samples.files_like': ('samples.html#files_like', 'medsynth/data/samples.py'),
                                        'medsynth.data.samples.find_file': ('samples.html#find_file', 'medsynth/data/samples.py'),
                                        'medsynth.data.samples.gather': ('samples.html#gather', 'medsynth/data/samples.py'),
                                        'medsynth.data.samples.min_max': ('samples.html#min_max', 'medsynth/data/samples.py'),

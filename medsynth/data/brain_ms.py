@@ -15,7 +15,7 @@ import numpy as np
 from ..core.paths import BadRecord, BadRequest, explain
 from ..core.random import key
 from .phantom import draw_lesion, draw_patient
-from .samples import Cohort, Patient, Source, find_file, gather, min_max, read_on_grid
+from .samples import Cohort, Patient, Source, files_like, find_file, gather, min_max, read_on_grid
 
 # %% ../../nbs/14_brain_ms.ipynb #8d761f7b
 FILES = {"T1": "T1_*.nii.gz", "T2": "T2_*.nii.gz", "T1c": "T1POST_*.nii.gz", "Flair": "FLAIR_*.nii.gz"}
@@ -44,7 +44,7 @@ def read_patient(folder: Path, needs: tuple[str, ...] = tuple(FILES)) -> Patient
     """Read one patient's modalities and label; BadRecord says which needed file is missing, which damaged or off the grid."""
     images, like = {}, None
     for modality, pattern in FILES.items():
-        if modality not in needs and not list(folder.glob(pattern)):
+        if modality not in needs and not files_like(folder, pattern):
             continue
         volume, affine = read_on_grid(find_file(folder, pattern), SHAPE, like)
         like = affine if like is None else like
@@ -63,7 +63,7 @@ def read_brain_ms(
     if not folders:
         raise BadRequest(explain(str(path), "folders patient01, patient02, ...", "an empty or absent folder",
                                  "Give the folder as --data brain_ms=PATH."))
-    imaged = [f for f in folders if any(list(f.glob(p)) for p in FILES.values())]
+    imaged = [f for f in folders if any(files_like(f, p) for p in FILES.values())]
     read = {f.name: (lambda f=f: read_patient(f, needs or tuple(FILES))) for f in imaged}
     patients, bad = gather("brain_ms", read, tuple(FILES), 2, needs, frozenset(test))
     alone = {f.name: (lambda f=f: Patient(f.name, {}, read_label(find_file(f, LABEL)))) for f in folders if f not in imaged}

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.paths import BadRecord, BadRequest, explain
 from .phantom import draw_patient
-from .samples import Cohort, Patient, Source, find_file, gather, min_max, read_on_grid
+from .samples import Cohort, Patient, Source, files_like, find_file, gather, min_max, read_on_grid
 
 # %% ../../nbs/13_brats.ipynb #9adbff5a
 FILES = {"Flair": "Flair_subtrMeanDivStd.nii.gz", "T1c": "T1c_subtrMeanDivStd.nii.gz"}
@@ -43,7 +43,7 @@ def read_patient(folder: Path, needs: tuple[str, ...] = tuple(FILES)) -> Patient
         raise BadRecord(explain(str(folder), f"axes {AXES}", f"{nib.aff2axcodes(affine)}", "Reorient its volumes."))
     inside, images = brain > 0.5, {}
     for modality, name in FILES.items():
-        if modality not in needs and not (folder / name).exists():
+        if modality not in needs and not files_like(folder, name):
             continue
         volume, _ = read_on_grid(find_file(folder, name), SHAPE, affine)
         images[modality] = cut(min_max(volume, inside, TOP_PERCENT))

@@ -5,12 +5,14 @@ the split by patient (discrepancy D12)."""
 
 # %% auto #0
 __all__ = ['MAX_VOXELS', 'Patient', 'Source', 'Cohort', 'check_patient', 'Facts', 'Patients', 'facts_of', 'chosen',
-           'read_checked', 'gather', 'split_patients', 'min_max', 'read_volume', 'find_file', 'read_on_grid']
+           'read_checked', 'gather', 'split_patients', 'min_max', 'read_volume', 'files_like', 'find_file',
+           'read_on_grid']
 
 # %% ../../nbs/10_samples.ipynb #2091bda1
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -233,9 +235,14 @@ def read_volume(
                                 "Download it again.")) from e
 
 # %% ../../nbs/10_samples.ipynb #5c13bb0f
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """List a folder's files of a pattern, in upper or lower case, in the order of their names."""
+    return sorted(p for p in folder.iterdir() if fnmatch(p.name.lower(), pattern.lower()))
+
+
 def find_file(folder: Path, pattern: str) -> Path:
     """Find the one file of a pattern, as each data set's layout names it; BadRecord when there is none."""
-    found = sorted(folder.glob(pattern))
+    found = files_like(folder, pattern)
     if not found:
         there = ", ".join(sorted(p.name[:12] for p in folder.iterdir())) or "nothing"
         raise BadRecord(explain(str(folder), f"a file {pattern}", there, "Add the missing file; the patient is left out."))

@@ -95,7 +95,7 @@ def _thinned(p: Patient) -> Patient:
     """Keep two images of a patient: the one with most lesion (the middle one without), and one half a stack away."""
     n, lesion = len(p.label), (p.label > 0).sum((1, 2))
     most = int(lesion.argmax()) if lesion.any() else n // 2
-    places = sorted({most, (most + n // 2) % n})
+    places = list(dict.fromkeys((most, (most + n // 2) % n)))
     return Patient(p.name, {m: x[places].copy() for m, x in p.images.items()}, p.label[places].copy(), labelled=p.labelled)
 
 # %% ../../nbs/82_data_check.ipynb #1b3a409a
@@ -118,10 +118,10 @@ def table(cohort: Cohort, seen: Seen, expected: dict[str, int]) -> list[tuple[st
     counts, shared = counted(cohort, seen), shared_images(seen, cohort.test)
     rows = [(what, str(counts.get(what, 0)), str(expected.get(what, ""))) for what in dict.fromkeys((*counts, *expected))]
     rows += [("set aside", str(len(cohort.set_aside) + len(seen.lost)), "0"),
-             ("modalities", _listed(seen.modalities, " patients"), ", ".join(cohort.modalities)),
-             ("plane, pixels", _listed(seen.planes, " patients"), "one"),
+             ("modalities", ", ".join(f"{m}: {seen.modalities[m]}" for m in cohort.modalities), "of all patients"),
+             ("plane, pixels", _listed(seen.planes, " patients"), "one and the same"),
              ("images a patient", f"{min(seen.depths)} to {max(seen.depths)}" if seen.depths else "none", ""),
-             ("spacing, mm", _listed(seen.spacings_mm, " patients"), "one")]
+             ("spacing, mm", _listed(seen.spacings_mm, " patients"), "one and the same")]
     if seen.unlabelled < len(seen.depths):
         rows += [("label classes", _listed(seen.label, of=sum(seen.label.values())), f"0 to {cohort.n_classes - 1}"),
                  ("images with lesion", f"{seen.with_lesion} of {sum(seen.depths)}", "")]
@@ -195,7 +195,7 @@ def check_data(ref: DataRef, strict: bool = False) -> Path:  # of the contact sh
     seen, shown = walk(cohort)
     expected = source.expected if source else {}
     for row in [("", "found", "expected"), *table(cohort, seen, expected)]:
-        print("{:20s} {:44s} {}".format(*row).rstrip())
+        print("{:20s} {:48s} {}".format(*row).rstrip())
     for text in (*cautions(cohort, seen, expected), *said):
         print(f"warning: {text}")
     split_patients(cohort)

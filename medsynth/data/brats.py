@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'LABEL', 'BRAIN', 'N_CLASSES', 'SHAPE', 'AXES', 'COLUMNS', 'ROWS', 'HEIGHTS', 'TOP_PERCENT', 'ATTRIBUTION',
-           'SIDES', 'cut', 'read_patient', 'read_brats2015_subset']
+           'SIDES', 'AFFINE', 'SOURCE', 'cut', 'read_patient', 'read_brats2015_subset', 'write_brats2015_subset']
 
 # %% ../../nbs/13_brats.ipynb #c0c5ead2
 from pathlib import Path
@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 
 from ..core.paths import BadRecord, BadRequest, explain
-from .samples import Cohort, Patient, find_file, gather, min_max, read_on_grid
+from .phantom import draw_patient
+from .samples import Cohort, Patient, Source, files_like, find_file, gather, min_max, read_on_grid
 
 # %% ../../nbs/13_brats.ipynb #9adbff5a
 FILES = {"Flair": "Flair_subtrMeanDivStd.nii.gz", "T1c": "T1c_subtrMeanDivStd.nii.gz"}
@@ -42,7 +43,7 @@ def read_patient(folder: Path, needs: tuple[str, ...] = tuple(FILES)) -> Patient
         raise BadRecord(explain(str(folder), f"axes {AXES}", f"{nib.aff2axcodes(affine)}", "Reorient its volumes."))
     inside, images = brain > 0.5, {}
     for modality, name in FILES.items():
-        if modality not in needs and not (folder / name).exists():
+        if modality not in needs and not files_like(folder, name):
             continue
         volume, _ = read_on_grid(find_file(folder, name), SHAPE, affine)
         images[modality] = cut(min_max(volume, inside, TOP_PERCENT))
@@ -74,3 +75,37 @@ def read_brats2015_subset(
     read = {f.name: (lambda f=f: read_patient(f, needs or tuple(FILES))) for f in folders}
     patients, bad = gather("brats2015_subset", read, tuple(FILES), N_CLASSES, needs, test)
     return Cohort("brats2015_subset", tuple(FILES), N_CLASSES, True, patients, test, bad)
+
+# %% ../../nbs/13_brats.ipynb #5120ef3c
+AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def _place(x: np.ndarray) -> np.ndarray:  # (5, 184, 144) -> (240, 240, 155)
+    """Lay slices where cut finds them, each as often as it takes to fill the heights; zero elsewhere."""
+    volume = np.zeros(SHAPE, x.dtype)
+    spread = np.arange(HEIGHTS.stop - HEIGHTS.start) * len(x) // (HEIGHTS.stop - HEIGHTS.start)
+    volume[COLUMNS, ROWS, HEIGHTS] = x[spread].transpose(2, 1, 0)
+    return volume
+
+
+def write_brats2015_subset(out: Path, n_patients: int = 6, seed: int = 0) -> list[Patient]:  # as painted, five slices each
+    """Write phantom patients in the data set's layout, in train, test, validation, train and so on."""
+    size, painted = (ROWS.stop - ROWS.start, COLUMNS.stop - COLUMNS.start), []
+    for i in range(n_patients):
+        name = f"brats_phantom_pat{i + 1:04d}_1"
+        folder = out / ("train", "test", "validation")[i % 3] / name
+        folder.mkdir(parents=True)
+        p = draw_patient(seed, i, size, 5)
+        painted.append(Patient(name, {m: p.images[m] for m in FILES}, p.label, p.spacing_mm, AFFINE))
+        brain = p.images["T1c"] > 0
+        scored = {FILES[m]: (p.images[m] - p.images[m][brain].mean()) / p.images[m][brain].std() for m in FILES}
+        for file, x in ({BRAIN: brain, LABEL: p.label} | scored).items():
+            volume = _place(x.astype(np.float32))
+            if file in scored:
+                volume[_place(brain) == 0] = x[~brain][0]  # the air's own z-score, as in the data set
+            nib.save(nib.Nifti1Image(volume, AFFINE), folder / file)
+    return painted
+
+
+SOURCE = Source("brats2015_subset", ("brats2015_subset",), read_brats2015_subset, "CC BY-NC-SA 3.0", ATTRIBUTION,
+                {"patients": 6}, write_brats2015_subset)

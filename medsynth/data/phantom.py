@@ -5,10 +5,13 @@ tumours of known label. The default data of every experiment, so that everything
 
 # %% auto #0
 __all__ = ['TISSUES', 'LESIONS', 'SEQUENCES', 'CONTRAST_AGENT_PER_MS', 'signal', 'draw_tissues', 'draw_lesion', 'draw_patient',
-           'phantom_cohort']
+           'phantom_cohort', 'misregister']
 
 # %% ../../nbs/11_phantom.ipynb #8a739422
+from dataclasses import replace
+
 import numpy as np
+from skimage.transform import EuclideanTransform, warp
 
 from ..core.random import key
 from .samples import Cohort, Patient
@@ -163,3 +166,20 @@ def phantom_cohort(
     patients = [draw_patient(seed, i, size, n_slices) for i in range(n_patients)]
     test = frozenset(p.name for p in patients[n_patients - n_test:])
     return Cohort("phantom", tuple(SEQUENCES), 5, False, patients, test, {})
+
+# %% ../../nbs/11_phantom.ipynb #4b3ef0bd
+def misregister(
+    patient: Patient,
+    modality: str,  # the one that is moved; label and other modalities stay
+    degrees: float = 0.0,  # turned about the middle of the image, clockwise
+    shift_mm: tuple[float, float] = (0.0, 0.0),  # then moved down and to the right
+) -> Patient:
+    """Move one modality of a patient in every slice, by linear interpolation; what comes in from outside is 0."""
+    x, spacing_mm = patient.images[modality], patient.spacing_mm
+    middle = (np.array(x.shape[:-3:-1]) - 1) / 2  # column, row
+    by = np.array([shift_mm[1] / spacing_mm[2], shift_mm[0] / spacing_mm[1]])
+    there = (EuclideanTransform(translation=-middle) + EuclideanTransform(rotation=np.deg2rad(degrees))
+             + EuclideanTransform(translation=middle + by))
+    planes = x.reshape(-1, *x.shape[-2:])
+    moved = np.stack([warp(p, there.inverse, order=1, cval=0, preserve_range=True) for p in planes])
+    return replace(patient, images=patient.images | {modality: moved.reshape(x.shape).astype(np.float32)})

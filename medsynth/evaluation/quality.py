@@ -21,7 +21,7 @@ from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.paths import BadRequest, explain
 from ..core.runs import Run, code_hash
-from ..data.batches import ATTRIBUTIONS
+from ..data.batches import SOURCES
 from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
@@ -167,7 +167,7 @@ def judge(
                        [*court.runs.values(), feature_hash(court)])
     facts |= {"judges": court.runs, "feature_net": {"run": court.runs["features"], "weights": feature_hash(court), **court.told}}
     caption = f"{'real data: ' if slices.real else 'PHANTOM: '}{slices.name}, profile {request.profile}, {subject.name}"
-    caption += f"\n{ATTRIBUTIONS[slices.name]}" if slices.real else ""
+    caption += f"\n{SOURCES[slices.name].attribution}" if slices.real else ""
     for row in rows:
         picture = draw_row(row, court, subject, gan, caption)
         if picture is not None:

@@ -5,25 +5,23 @@ reads."""
 
 # %% auto #0
 __all__ = ['LESION_MARGIN_PX', 'OUTLINE_PX', 'SOURCE_MODALITY', 'fit', 'reduce_label', 'extract', 'Slices', 'kept', 'present_in',
-           'having', 'reduced_patient', 'reduced_cohort', 'preparation', 'check_present', 'prepare', 'misregistered',
-           'unpaired', 'stand_ins', 'batch_of']
+           'having', 'reduced_patient', 'labels_of', 'extra_labels', 'reduced_cohort', 'write_reduced', 'preparation',
+           'check_present', 'prepare', 'misregistered', 'unpaired', 'stand_ins', 'batch_of']
 
 # %% ../../nbs/25_slices.ipynb #03503858
 import hashlib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
 
-from ..core.paths import BadRequest, explain, home, write_bytes
+from ..core.arrays import RowFiles, open_rows, whole_folder
+from ..core.paths import BadRecord, BadRequest, explain, home, read_json, write_json
 from ..core.runs import code_hash
 from ..data.batches import DataRef, batch_rows, data_hash, read_cohort
-from ..data.samples import Cohort, split_patients
+from ..data.samples import Cohort, facts_of, split_patients
 from .edges import CONSTANTS, structure_map
 from .lesions import dilate, remove_lesion
 from .mask import MASK_CONSTANTS, organ_mask
@@ -146,22 +144,41 @@ def reduced_patient(
         "patient": torch.full((len(label),), number), "test": torch.full((len(label),), p.name in cohort.test)}
 
 
+def labels_of(part: dict[str, torch.Tensor]) -> torch.Tensor:  # (M, H, W) uint8
+    """Take a training patient's lesion-bearing labels into the label set L, none of a held-out one's (D35)."""
+    labels = part["l"][~part["test"], 0]
+    return labels[(labels > 0).any(2).any(1)]
+
+
+def extra_labels(cohort: Cohort, size: tuple[int, int], reduce: int) -> list[torch.Tensor]:  # none or one (M, H, W) uint8
+    """Reduce the labels of patients without images, for the label set L."""
+    if cohort.extra_labels is None:
+        return []
+    whole = fit(torch.from_numpy(cohort.extra_labels), (size[0] * reduce, size[1] * reduce))
+    labels = reduce_label(whole, reduce, cohort.n_classes)
+    return [labels[(labels > 0).any(2).any(1)]]
+
+
 def reduced_cohort(cohort: Cohort, size: tuple[int, int], reduce: int, **extraction: object) -> dict[str, torch.Tensor]:
     """Reduce every patient, and gather the label set L, (M, H, W)."""
     parts = [reduced_patient(cohort, i, size, reduce, **extraction) for i in range(len(cohort.patients))]
-    out = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-    labels = out["l"][~out["test"], 0]
-    if cohort.extra_labels is not None:
-        extra = fit(torch.from_numpy(cohort.extra_labels), (size[0] * reduce, size[1] * reduce))
-        labels = torch.cat([labels, reduce_label(extra, reduce, cohort.n_classes)])
-    return out | {"labels": labels[(labels > 0).any(2).any(1)]}
+    labels = torch.cat([labels_of(part) for part in parts] + extra_labels(cohort, size, reduce))
+    return {k: torch.cat([part[k] for part in parts]) for k in parts[0]} | {"labels": labels}
+
+
+def write_reduced(cohort: Cohort, folder: Path, size: tuple[int, int], reduce: int, **extraction: object) -> None:
+    """Write what reduced_cohort returns, one .npy file a tensor, with one patient in memory; BadRecord as the reader's."""
+    with RowFiles(folder) as files:
+        for i in range(len(cohort.patients)):
+            part = reduced_patient(cohort, i, size, reduce, **extraction)
+            files.add({k: v.numpy() for k, v in (part | {"labels": labels_of(part)}).items()})
+        for labels in extra_labels(cohort, size, reduce):
+            files.add({"labels": labels.numpy()})
 
 # %% ../../nbs/25_slices.ipynb #6d31994f
 def _load(path: Path) -> Slices:
     """Read prepared slices from the cache and repeat the warning about records set aside."""
-    with safe_open(path, framework="pt") as f:
-        tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["about"])
-    tensors |= {k: tensors[k].bool() for k in ("test", "present")}
+    about, tensors = read_json(path / "about.json"), {k: torch.from_numpy(v) for k, v in open_rows(path).items()}
     if about["set_aside"]:
         reasons = " | ".join(about["set_aside"].values())
         warnings.warn(f"{about['name']}: {len(about['set_aside'])} records set aside: {reasons}", stacklevel=3)
@@ -181,9 +198,9 @@ def preparation(
 
 def check_present(cohort: Cohort) -> None:
     """Raise BadRequest for a modality that no training patient has."""
-    train = split_patients(cohort)["train"]
+    train = facts_of(split_patients(cohort)["train"])
     for m in cohort.modalities:
-        if not any(m in p.images for p in train):
+        if not any(m in p.modalities for p in train):
             raise BadRequest(explain(f"{cohort.name}: modality {m}", "at least one training patient who has it", "none",
                                      "Add one, or leave the modality out."))
 
@@ -200,17 +217,20 @@ def prepare(
     needs = tuple(sorted(set(SOURCE_MODALITY[ref.name]))) if incomplete else None
     settings = preparation(ref, size, reduce, phantom, needs, **extraction)
     digest = data_hash(ref, settings)
-    path = home() / "cache" / f"{ref.name}-{size[0]}x{size[1]}-{digest}.safetensors"
-    if not path.exists():
+    path = home() / "cache" / f"{ref.name}-{size[0]}x{size[1]}-{digest}"
+    if not path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # repeated, complete, by _load
             cohort = read_cohort(ref, settings.get("phantom"), needs)
         check_present(cohort)
         about = {"name": cohort.name, "real": cohort.real, "modalities": cohort.modalities, "n_classes": cohort.n_classes,
-                 "hash": digest, "patients": [p.name for p in cohort.patients], "set_aside": cohort.set_aside}
-        tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v.contiguous()
-                   for k, v in reduced_cohort(cohort, size, reduce, **extraction).items()}
-        write_bytes(path, save(tensors, metadata={"about": json.dumps(about)}))
+                 "hash": digest, "patients": [f.name for f in facts_of(cohort.patients)], "set_aside": cohort.set_aside}
+        try:
+            with whole_folder(path) as made:
+                write_reduced(cohort, made, size, reduce, **extraction)
+                write_json(made / "about.json", about)
+        except BadRecord as e:
+            raise BadRequest(f"{e} It was read a moment ago: leave the data alone while it is prepared, then run again.") from e
     return _load(path)
 
 # %% ../../nbs/25_slices.ipynb #66563f54

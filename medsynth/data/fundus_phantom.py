@@ -148,7 +148,7 @@ def grow_eye(
         a.setflags(write=False)  # it is kept for the next photograph
     return eye
 
-
+# %% ../../nbs/09_fundus_phantom.ipynb #7a1f09c3
 def turned(eye: Eye, angle: float, shift: np.ndarray) -> Eye:
     """Turn an eye (radians) and move it (radii of the field of view), as before another photograph."""
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

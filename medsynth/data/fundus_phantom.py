@@ -277,7 +277,7 @@ def write_drive(
         _save(out / side / "1st_manual" / f"{i + 1:02d}_manual1.gif", 255 * p.label[0])
         _save(out / side / "mask" / f"{name}_mask.gif", 255 * p.inside[0])
 
-
+# %% ../../nbs/09_fundus_phantom.ipynb #5b2e80d4
 def write_fire(
     out: Path,
     n_patients: int,  # eyes, two photographs each

@@ -309,7 +309,7 @@ def test_data_is_listed_imitated_and_checked(tmp_path: Path) -> None:
     broken = typed("data", "check", f"brats2015_subset={out}")
     assert broken.returncode == 2 and "train split" in broken.stderr and "Traceback" not in broken.stderr
     assert "T1c_subtrMeanDivStd.nii.gz" in broken.stdout, "the table comes first, with the reason"
-    for words in ((), ("check",), ("check", "nobody"), ("phantom", "brats2015_subset"), ("cache", "phantom", "--profile", "huge")):
+    for words in ((), ("check",), ("check", "nobody"), ("phantom", "drive"), ("cache", "phantom", "--profile", "huge")):
         assert typed("data", *words).returncode == 2
     assert "Example: medsynth data phantom" in typed("data", "phantom", "--help").stdout
 

@@ -294,3 +294,29 @@ def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path
     assert figure.returncode == 0, figure.stderr
     facts = json.loads((tmp_path / "home" / "artefacts" / "brats2015_subset" / "smoke" / "fig_06.json").read_text())
     assert facts["shows_real_images"] and "brats2015_subset" not in REDISTRIBUTABLE, "its licence keeps it out of figures/"
+
+
+def test_data_is_listed_imitated_and_checked(tmp_path: Path) -> None:
+    """A phantom in a data set's layout, whose folder has a space; a file spoilt, then strict; help with an example."""
+    out = tmp_path / "my data"
+    listed, written = typed("data", "list"), typed("data", "phantom", "brats2015_subset", out, "--patients", "2")
+    assert listed.returncode == written.returncode == 0, listed.stderr + written.stderr
+    assert "BRATS2015_Training" in listed.stdout and f'medsynth data check "brats2015_subset={out}"' in written.stdout
+    whole = typed("data", "check", f"brats2015_subset={out}", "--strict")
+    assert whole.returncode == 0 and "warning: a part of the data set: 2 patients of 6" in whole.stdout, whole.stderr
+    assert Path(whole.stdout.split("contact sheet: ")[1].strip()).exists()
+    next((out / "train").rglob("T1c*")).write_bytes(b"")
+    broken = typed("data", "check", f"brats2015_subset={out}")
+    assert broken.returncode == 2 and "train split" in broken.stderr and "Traceback" not in broken.stderr
+    assert "T1c_subtrMeanDivStd.nii.gz" in broken.stdout, "the table comes first, with the reason"
+    for words in ((), ("check",), ("check", "nobody"), ("phantom", "brats2015_subset"), ("cache", "phantom", "--profile", "x")):
+        assert typed("data", *words).returncode == 2
+    assert "Example: medsynth data phantom" in typed("data", "phantom", "--help").stdout
+
+
+def test_data_is_cached() -> None:
+    """The phantom at smoke, by the command: what is there and where; the second call finds it."""
+    first, second = typed("data", "cache", "phantom"), typed("data", "cache", "phantom")
+    assert first.returncode == second.returncode == 0 and first.stdout == second.stdout, first.stderr
+    folder = Path(first.stdout.split("cache: ")[1].strip())
+    assert (folder / "x.npy").exists() and (folder / "about.json").exists() and "24 train, 8 test" in first.stdout

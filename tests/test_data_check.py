@@ -137,7 +137,7 @@ def test_misregister_is_read_by_the_metric() -> None:
 # What a user's folder may be like
 
 
-def test_list_says_where_data_is_and_what_it_holds(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_list_says_where_data_is(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Every source with its licence; found where its folder is under $MEDSYNTH_DATA."""
     folder.rename(folder.parent / "brain_ms")
     monkeypatch.setenv("MEDSYNTH_DATA", str(folder.parent))
@@ -364,24 +364,27 @@ def test_an_image_that_is_there_twice_is_named(folder: Path, capsys: pytest.Capt
     assert check("check", f"brain_ms={folder}", "--strict") == 2
 
 
-def test_a_file_that_vanishes_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """In the first reading, and between the two: the patient is set aside, the file is named, the others stay."""
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_file_that_vanishes(folder: Path, when: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """In the first reading, or between the two: the patient is set aside, the file is named, the others stay."""
     path, real, calls = file_of(folder, "T1"), brain_ms.read_on_grid, []
 
     def read(file: Path, *rest: object) -> tuple[np.ndarray, np.ndarray]:
         calls.append(file)
-        if calls.count(path) == when:
-            path.unlink(missing_ok=True)
+        if file == path and calls.count(path) == when:
+            path.unlink()
         return real(file, *rest)
     monkeypatch.setattr(brain_ms, "read_on_grid", read)
-    kept = path.read_bytes()
-    for when in (1, 2):
-        path.write_bytes(kept)
-        calls.clear()
-        assert check("check", f"brain_ms={folder}") == 0
-        line = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("warning: set aside: patient01"))
-        assert path.name in line
+    assert check("check", f"brain_ms={folder}") == 0
+    said = next(s for s in capsys.readouterr().out.splitlines() if s.startswith("warning: set aside: patient01"))
+    assert path.name in said
 
+
+def test_all_files_vanish(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Between the two readings nothing is left: exit 2, and not a picture of nothing."""
+    walk = data_check.walk
+    monkeypatch.setattr(data_check, "walk", lambda cohort: shutil.rmtree(folder) or walk(cohort))
+    assert check("check", f"brain_ms={folder}") == 2 and "train split" in capsys.readouterr().err
 
 # The command that writes phantoms
 
@@ -439,6 +442,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[DataRef]:
 
 def test_the_cache_is_made_anew_when_anything_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte of a file, a file more, an option, the code; not a new date, and not a second call."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(folder.parent / "home"))
     calls, ref = counted(monkeypatch), DataRef("brain_ms", folder)
 
     def hashes(**options: object) -> tuple[str, int]:
@@ -458,6 +462,7 @@ def test_the_cache_is_made_anew_when_anything_changes(folder: Path, monkeypatch:
 
 def test_a_file_that_vanishes_while_data_is_prepared_is_a_bad_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is named, and nothing half-made is in the cache."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(folder.parent / "home"))
     read, path = slices.read_cohort, file_of(folder, "T2")
 
     def read_and_lose(*words: object) -> Cohort:
@@ -465,9 +470,9 @@ def test_a_file_that_vanishes_while_data_is_prepared_is_a_bad_request(folder: Pa
         path.unlink()
         return cohort
     monkeypatch.setattr(slices, "read_cohort", read_and_lose)
-    with pytest.raises(BadRequest, match=f"patient01.*T2_.*run again"):
+    with pytest.raises(BadRequest, match="patient01.*T2_.*run again"):
         slices.prepare(DataRef("brain_ms", folder), *WIDE)
-    assert not list((home() / "cache").glob(".brain_ms*"))
+    assert not list((home() / "cache").iterdir())
 
 
 def test_one_patient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

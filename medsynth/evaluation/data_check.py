@@ -13,7 +13,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from ..core.arrays import whole_folder
 from ..core.paths import BadRecord, BadRequest, explain, home, write_bytes
 from ..data.batches import SOURCES, DataRef, parse_data, read_cohort
-from ..data.samples import Cohort, Patient, facts_of, split_patients
+from ..data.samples import Cohort, Patient, chosen, facts_of, split_patients
 from ..show import Picture, grid, paint_label
 from ..training.tasks import PROFILES, load_slices
 
@@ -117,7 +117,7 @@ def table(cohort: Cohort, seen: Seen, expected: dict[str, int]) -> list[tuple[st
     """Make the table of a check, one row a fact; `expected` is what was published."""
     counts, shared = counted(cohort, seen), shared_images(seen, cohort.test)
     rows = [(what, str(counts.get(what, 0)), str(expected.get(what, ""))) for what in dict.fromkeys((*counts, *expected))]
-    rows += [("set aside", str(len(cohort.set_aside) + len(seen.lost)), "0"),
+    rows += [("set aside", str(len(cohort.set_aside)), "0"),
              ("modalities", ", ".join(f"{m}: {seen.modalities[m]}" for m in cohort.modalities), "of all patients"),
              ("plane, pixels", _listed(seen.planes, " patients"), "one and the same"),
              ("images a patient", f"{min(seen.depths)} to {max(seen.depths)}" if seen.depths else "none", ""),
@@ -139,7 +139,7 @@ def cautions(cohort: Cohort, seen: Seen, expected: dict[str, int]) -> list[str]:
         found = counts.get(what, 0)
         if found != n:
             said.append(f"{'a part of the data set' if found < n else 'more than was published'}: {found} {what} of {n}")
-    said += [f"set aside: {name}: {why}" for name, why in (cohort.set_aside | seen.lost).items()]
+    said += [f"set aside: {name}: {why}" for name, why in cohort.set_aside.items()]
     grids = {"planes": seen.planes, "spacings": seen.spacings_mm}
     said += [f"{what} differ: {_listed(c)}" for what, c in grids.items() if len(c) > 1]
     said += [f"modality {m}: {seen.modalities[m]} of {len(seen.depths)} patients have it" for m in cohort.modalities
@@ -189,22 +189,23 @@ def open_data(ref: DataRef) -> tuple[Cohort, list[str]]:
 
 def check_data(ref: DataRef, strict: bool = False) -> Path:  # of the contact sheet
     """Print the table and the warnings of a data set, draw its contact sheet; BadRequest where it is broken."""
-    source = SOURCES.get(ref.name)
+    source = SOURCES.get(ref.name)  # None for the phantom
     print(f"{ref.name}: {ref.path or 'painted, no file'}  ({source.licence if source else 'PHANTOM'})")
     cohort, said = open_data(ref)
     seen, shown = walk(cohort)
+    there = [i for i, f in enumerate(facts_of(cohort.patients)) if f.name not in seen.lost]
+    cohort = replace(cohort, patients=chosen(cohort.patients, there), set_aside=cohort.set_aside | seen.lost)
     expected = source.expected if source else {}
     for row in [("", "found", "expected"), *table(cohort, seen, expected)]:
         print("{:20s} {:48s} {}".format(*row).rstrip())
     for text in (*cautions(cohort, seen, expected), *said):
         print(f"warning: {text}")
     split_patients(cohort)
-    bad, both = cohort.set_aside | seen.lost, shared_images(seen, cohort.test)["across"]
+    bad, both = cohort.set_aside, shared_images(seen, cohort.test)["across"]
     if strict and (bad or both):
         raise BadRequest(explain(f"{ref.name} --strict", "no bad record and no image on both sides",
                                  f"{len(bad)} and {len(both)}", " ".join([*bad.values(), *both])))
-    kind = source.attribution if source else "PHANTOM"
-    picture = data_sheet(cohort, shown, kind)
+    picture = data_sheet(cohort, shown, source.attribution if source else "PHANTOM")
     return write_bytes(home() / "checks" / ref.name / "contact_sheet.png", picture._repr_png_())
 
 # %% ../../nbs/82_data_check.ipynb #02d5d724

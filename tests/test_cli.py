@@ -135,8 +135,8 @@ def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedPr
     """A row for mended, for each departure and for recipe thesis, of one stage each; what comes before is shared."""
     with (home() / "artefacts" / "phantom" / "smoke" / "departures.csv").open() as f:
         rows = {r["departure"]: r for r in csv.DictReader(f)}
-    assert list(rows) == ["mended", *DEPARTURES, "recipe thesis"]
-    assert len({r["distance"] for r in rows.values()}) == len(rows), "each is another generator"
+    assert list(rows) == ["mended", "no Alg. 4", *DEPARTURES, "recipe thesis"]
+    assert len({r["distance"] for r in rows.values()}) == len(rows), "each draws other images"
     assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
 
 
@@ -309,7 +309,7 @@ def test_data_is_listed_imitated_and_checked(tmp_path: Path) -> None:
     broken = typed("data", "check", f"brats2015_subset={out}")
     assert broken.returncode == 2 and "train split" in broken.stderr and "Traceback" not in broken.stderr
     assert "T1c_subtrMeanDivStd.nii.gz" in broken.stdout, "the table comes first, with the reason"
-    for words in ((), ("check",), ("check", "nobody"), ("phantom", "brats2015_subset"), ("cache", "phantom", "--profile", "x")):
+    for words in ((), ("check",), ("check", "nobody"), ("phantom", "drive"), ("cache", "phantom", "--profile", "huge")):
         assert typed("data", *words).returncode == 2
     assert "Example: medsynth data phantom" in typed("data", "phantom", "--help").stdout
 

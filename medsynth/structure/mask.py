@@ -48,6 +48,7 @@ MASK_CONSTANTS = {
     "lung_ct": {"alpha": 0.48, "widen_px": 2, "median_px": 3},
     "tianchi": {"alpha": 0.48, "widen_px": 2, "median_px": 3},
     "chest_xray": {"alpha": 0.15, "widen_px": 2, "median_px": 17},
+    "chest_xray_224": {"alpha": 0.12, "widen_px": 2, "median_px": 13, "fill": True},  # our choice: chapter 16
     "brain_ms": {"alpha": 0.08, "widen_px": 4, "median_px": 9, "fill": True},
     "brats2015_subset": {"alpha": 0.02, "widen_px": 0, "median_px": 5, "fill": True},
     "brats_nifti": {"alpha": 0.02, "widen_px": 0, "median_px": 5, "fill": True},

@@ -49,7 +49,7 @@ class Source:
     expected: dict[str, int]  # what the complete data set holds: patients, images, ...
     write_phantom: Callable[[Path, int, int], object]  # (out, n_patients, seed): phantoms in its own layout and file types
 
-
+# %% ../../nbs/10_samples.ipynb #210e882d
 @dataclass(frozen=True)
 class Cohort:
     """A data set: patients (in memory, or read when asked for), who is held out, what was set aside with its reason."""
@@ -140,7 +140,7 @@ class Patients(Sequence):
                                     "Leave its files alone while they are read."))
         return patient
 
-
+# %% ../../nbs/10_samples.ipynb #51f9f5e1
 def facts_of(patients: Sequence[Patient]) -> list[Facts]:
     """Say who the patients are; those on disk are not read for it."""
     if isinstance(patients, Patients):

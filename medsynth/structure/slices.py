@@ -143,7 +143,7 @@ def reduced_patient(
         "s_full": maps["s_free"].to(torch.uint8), "m_full": maps["m"].to(torch.uint8),
         "patient": torch.full((len(label),), number), "test": torch.full((len(label),), p.name in cohort.test)}
 
-
+# %% ../../nbs/25_slices.ipynb #7a645840
 def labels_of(part: dict[str, torch.Tensor]) -> torch.Tensor:  # (M, H, W) uint8
     """Take a training patient's lesion-bearing labels into the label set L, none of a held-out one's (D35)."""
     labels = part["l"][~part["test"], 0]

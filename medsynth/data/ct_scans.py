@@ -201,7 +201,7 @@ def read_fields(path: Path) -> dict[str, str]:
         raise BadRecord(explain(str(path), f"a .mhd header with {', '.join(NEEDED)}", f"no {lacks}", "Download it again."))
     return fields
 
-
+# %% ../../nbs/07_ct_scans.ipynb #5576e012
 def read_vector(
     path: Path,
     fields: dict[str, str],
@@ -219,7 +219,7 @@ def read_vector(
         raise BadRecord(explain(f"{path}, {names[0]}", f"{len(default)} finite numbers", found, "Download it again."))
     return values
 
-# %% ../../nbs/07_ct_scans.ipynb #9cb21ca2
+# %% ../../nbs/07_ct_scans.ipynb #e00bd4e1
 def voxel_file(path: Path, fields: dict[str, str], n_bytes: int) -> Path:
     """Find the file of a header's voxels; BadRecord when it is elsewhere, absent, or not as long as the header says."""
     name, folder = fields["elementdatafile"], path.parent.resolve()
@@ -258,7 +258,7 @@ def read_header(path: Path) -> Scan:
     raw = voxel_file(path, fields, prod(size) * dtype.itemsize)
     return Scan(raw, dtype, size, spacing, first, tuple((ways < 0).tolist()))
 
-# %% ../../nbs/07_ct_scans.ipynb #a604c83a
+# %% ../../nbs/07_ct_scans.ipynb #14e5b3b5
 def read_plane(
     scan: Scan,
     i: int,  # counted upwards, 0 to size - 1

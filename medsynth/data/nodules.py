@@ -81,7 +81,7 @@ def read_windowed(scan: Scan, i: int) -> np.ndarray:  # (H, W) float32 in [0, 1]
         raise BadRecord(explain(f"{scan.raw} slice {i}", "finite values", "NaN or infinity", "Repair or remove the scan."))
     return np.clip((hu - low) / (high - low), 0, 1)
 
-
+# %% ../../nbs/18_nodules.ipynb #5393b431
 def read_scan(
     path: Path,  # of the .mhd file
     findings: list[Annotation],  # of the classes wanted
@@ -106,7 +106,7 @@ def read_scan(
     label = lung_ct.fill_boxes((len(slices), *shape), boxes)
     return Patient(path.stem, {"CT": x}, label, tuple(scan.spacing_mm[::-1].tolist()), scan.affine, boxes=boxes)
 
-# %% ../../nbs/18_nodules.ipynb #66d69866
+# %% ../../nbs/18_nodules.ipynb #77697f93
 def _scans(path: Path, wanted: dict[str, list[Annotation]], read: Callable) -> tuple[dict[str, Callable], dict[str, str]]:
     """Return a reader for each series whose scan is there, and the reasons for the others."""
     files, readers, bad = {}, {}, {}
@@ -122,7 +122,7 @@ def _scans(path: Path, wanted: dict[str, list[Annotation]], read: Callable) -> t
             readers[series] = lambda p=there[0], f=findings: read(p, f)
     return readers, bad
 
-
+# %% ../../nbs/18_nodules.ipynb #453d53a3
 def read_tianchi(
     path: Path,  # the folder that holds train_part1, ... and the table
     needs: tuple[str, ...] | None = None,  # as every reader has it; there is one modality, and it must be there
@@ -150,7 +150,7 @@ def read_tianchi(
     test = lung_ct.held_out("tianchi", [p.name for p in good], seed)
     return Cohort("tianchi", ("CT",), len(classes) + 1, True, good, test, bad | worse)
 
-# %% ../../nbs/18_nodules.ipynb #6d912ed8
+# %% ../../nbs/18_nodules.ipynb #bd178210
 LIDC_TABLE = "boxes.csv"
 CORNERS, VALUES = ("x0", "y0", "x1", "y1"), ("value_at_0", "value_at_65535")
 OF_LIDC = "Images: LIDC-IDRI, Armato et al., Medical Physics 2011 (CC BY 3.0), lungs cut out by their repackager; rescaled."
@@ -180,7 +180,7 @@ def read_lidc_slice(
     values = np.float32(low) + stored.astype(np.float32) * np.float32((high - low) / 65535)
     return patient, path.stem, values, lung_ct.lungs_of(stored), boxes, mask
 
-# %% ../../nbs/18_nodules.ipynb #0c74b486
+# %% ../../nbs/18_nodules.ipynb #83065e3e
 def _lidc_patient(name: str, slices: list[tuple], filled: bool) -> Patient:
     """Make a patient of slices (values, lungs, boxes, mask), equal ones joined."""
     joined = {}
@@ -193,7 +193,7 @@ def _lidc_patient(name: str, slices: list[tuple], filled: bool) -> Patient:
     label = lung_ct.fill_boxes(mask.shape, boxes) if filled else mask
     return Patient(name, {"CT": min_max(values, inside > 0, 99.9)}, label, inside=inside, boxes=boxes)
 
-
+# %% ../../nbs/18_nodules.ipynb #68618ae2
 def read_lidc_lungs(
     path: Path,  # the folder that holds images, masks and boxes.csv
     needs: tuple[str, ...] | None = None,  # as every reader has it; there is one modality, and it must be there
@@ -220,7 +220,7 @@ def read_lidc_lungs(
     test = lung_ct.held_out("lidc_lungs", [p.name for p in good], seed)
     return Cohort("lidc_lungs", ("CT",), 2, True, good, test, bad | worse)
 
-# %% ../../nbs/18_nodules.ipynb #c8743216
+# %% ../../nbs/18_nodules.ipynb #a000efaf
 def _table_rows(c: Chest, series: str, spacing: np.ndarray, origin: np.ndarray) -> list[list]:
     """Turn a phantom's boxes into rows of the table."""
     rows = []
@@ -241,7 +241,7 @@ def _truth(series: str, c: Chest) -> Patient:
     label = lung_ct.fill_boxes((len(slices), *x.shape[1:]), boxes)
     return Patient(series, {"CT": np.stack([x[z - 1 : z + 2] for z in slices])}, label, boxes=boxes)
 
-
+# %% ../../nbs/18_nodules.ipynb #03ca5ee1
 def write_tianchi(
     out: Path,  # gets train_part1, train_part2 and the table
     n_patients: int = 4,
@@ -264,7 +264,7 @@ def write_tianchi(
         csv.writer(f, lineterminator="\n").writerows([COLUMNS, *rows])
     return truth
 
-# %% ../../nbs/18_nodules.ipynb #097e8fae
+# %% ../../nbs/18_nodules.ipynb #4de12d58
 def write_lidc_lungs(
     out: Path,  # gets images, masks and boxes.csv
     n_patients: int = 4,

@@ -14,7 +14,7 @@ HU = {"air": -1000, "lung": -865, "fat": -100, "muscle": 55, "heart": 42, "blood
       "marrow": 190, "bone": 620, "table": -750}
 HALF_WIDTH_MM = 180.0
 
-
+# %% ../../nbs/06_ct_phantom.ipynb #5962ee8d
 def _step(x: np.ndarray, width: float) -> np.ndarray:
     """Step from 0 (x < 0) to 1 (x > 0) over a width, in the unit of x."""
     return np.clip(0.5 + x / width, 0, 1)
@@ -34,7 +34,7 @@ def _ellipse(u: np.ndarray, v: np.ndarray, u0: float, v0: float, a: float, b: fl
     r = np.hypot((u - u0) / a, (v - v0) / b)
     return _step((1 - r) * min(a, b), soft)
 
-# %% ../../nbs/06_ct_phantom.ipynb #faed68bf
+# %% ../../nbs/06_ct_phantom.ipynb #b95307b8
 def _radius(u: np.ndarray, v: np.ndarray, a: float, b: float, power: float) -> np.ndarray:
     """Return the distance from the centre in units of a superellipse of half axes a, b."""
     return (np.abs(u / a) ** power + np.abs(v / b) ** power) ** (1 / power)
@@ -48,7 +48,7 @@ def plan_chest(rng: np.random.Generator) -> dict[str, float]:
             "ribs": rng.uniform(0, 1), "slope": rng.uniform(0.30, 0.38), "heart": rng.uniform(0.9, 1.1),
             "dome": rng.uniform(-0.62, -0.52), "vertebra": rng.uniform(0, 1), "turn": rng.normal() * 0.02}
 
-# %% ../../nbs/06_ct_phantom.ipynb #5e528200
+# %% ../../nbs/06_ct_phantom.ipynb #5eaeff21
 def _rib_cage(plan: dict[str, float], w: float) -> tuple[float, float]:
     """Return the rib cage's half axes at a height: narrower towards the top."""
     narrow = np.sqrt(max(1 - max(w - 0.05, 0) ** 2 / 0.95, 0.2)) * (1 - 0.05 * max(-w - 0.2, 0))
@@ -76,7 +76,7 @@ def _ribs(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarra
     paint_over(image, body, HU["bone"] * (1 - front) + HU["cartilage"] * front)
     paint_over(image, _step((d - 0.30) * 0.024, px) * there, HU["marrow"] * (1 - front) + HU["cartilage"] * front)
 
-# %% ../../nbs/06_ct_phantom.ipynb #adbff4cd
+# %% ../../nbs/06_ct_phantom.ipynb #1cfd48ab
 def _wall(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarray, w: float, px: float) -> None:
     """Paint skin, fat, the muscles of chest and back, shoulder blades and ribs, in place."""
     a, b = _rib_cage(plan, w)
@@ -100,7 +100,7 @@ def _wall(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarra
     paint_over(image, _step((1.045 - _radius(u, v, a, b, power)) * b, 2 * px), HU["fat"] + 60)
     _ribs(image, plan, u, v, w, px)
 
-# %% ../../nbs/06_ct_phantom.ipynb #fb3f4d92
+# %% ../../nbs/06_ct_phantom.ipynb #0c2850ec
 def _spine(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarray, w: float, px: float) -> None:
     """Paint a vertebra, its processes, and the breastbone, in place."""
     b = _rib_cage(plan, w)[1]
@@ -121,7 +121,7 @@ def _spine(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarr
         paint_over(image, _ellipse(u, v, 0, -b * 1.0, wide, 0.030, px), HU["bone"] * 0.8)
         paint_over(image, _ellipse(u, v, 0, -b * 1.0, wide - 0.014, 0.018, px), HU["marrow"] * 0.7)
 
-
+# %% ../../nbs/06_ct_phantom.ipynb #b482fd77
 def _mediastinum(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np.ndarray, w: float, px: float) -> None:
     """Paint aorta, great vessels, heart, gullet, windpipe and main bronchi, in place."""
     b = _rib_cage(plan, w)[1]
@@ -149,7 +149,7 @@ def _mediastinum(image: np.ndarray, plan: dict[str, float], u: np.ndarray, v: np
             paint_over(image, _ellipse(u, v, x, y, 0.060, 0.054, px), 20)
             paint_over(image, _ellipse(u, v, x, y, 0.049, 0.043, px), HU["air"])
 
-# %% ../../nbs/06_ct_phantom.ipynb #2ea57cdf
+# %% ../../nbs/06_ct_phantom.ipynb #c1058fda
 def _lungs(plan: dict[str, float], u: np.ndarray, v: np.ndarray, w: float) -> np.ndarray:
     """Return the depth inside the lungs in half widths, positive inside, (H, W)."""
     a, b = _rib_cage(plan, w)
@@ -166,7 +166,7 @@ def _lungs(plan: dict[str, float], u: np.ndarray, v: np.ndarray, w: float) -> np
     floor = (w - plan["dome"] - np.where(u < 0, 0.40, 0.32) + 1.5 * np.hypot((np.abs(u) - 0.36) / 0.9, (v + 0.10) / 1.1)) * 0.5
     return np.minimum(depth, floor)
 
-# %% ../../nbs/06_ct_phantom.ipynb #40edc777
+# %% ../../nbs/06_ct_phantom.ipynb #f2df4289
 def grow_vessels(
     rng: np.random.Generator,
     side: int,  # -1: the patient's right lung, 1: the left one
@@ -196,7 +196,7 @@ def grow_vessels(
                 growing.append((start, on / np.linalg.norm(on), r * part ** (1 / 3)))
     return np.array(pieces)
 
-# %% ../../nbs/06_ct_phantom.ipynb #b03e83af
+# %% ../../nbs/06_ct_phantom.ipynb #f29f6d5d
 def _vessels(tree: np.ndarray, shape: tuple[int, int], w: float, thick: float, px: float) -> np.ndarray:  # (H, W) in [0, 1]
     """Draw how much of each pixel vessels fill in a slice at height w, `thick` high."""
     out, (h, wide) = np.zeros(shape), shape
@@ -217,7 +217,7 @@ def _vessels(tree: np.ndarray, shape: tuple[int, int], w: float, thick: float, p
             np.maximum(part, fill, out=part)
     return out
 
-# %% ../../nbs/06_ct_phantom.ipynb #d457735d
+# %% ../../nbs/06_ct_phantom.ipynb #743f9eac
 def paint_slice(
     plan: dict[str, float],
     vessels: np.ndarray,  # (n, 7), both lungs' (grow_vessels)

@@ -113,6 +113,7 @@ CONSTANTS = {
     "fundus": {"alpha": 0.014, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 5, **AS_CODE},
     "lung_ct": {"alpha": 0.0125, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 7, **AS_CODE},
     "tianchi": {"alpha": 0.0125, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 5, **AS_CODE},
+    "lidc_lungs": {"alpha": 0.07, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},  # our choice
     "chest_xray": {"alpha": 0.009, "sigma1": 0.4, "sigma2": 0.5, "beta": 0.05, "median_px": 3, **AS_CODE},
     "chest_xray_224": {"alpha": 0.05, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},  # our choice: chapter 16
     "brain_ms": {"alpha": 0.13, "sigma1": 0.4, "sigma2": 0.3, "beta": 0.05, "median_px": 3},

@@ -47,6 +47,7 @@ MASK_CONSTANTS = {
     "fundus": {"alpha": 0.30, "widen_px": 10, "median_px": 17},
     "lung_ct": {"alpha": 0.48, "widen_px": 2, "median_px": 3},
     "tianchi": {"alpha": 0.48, "widen_px": 2, "median_px": 3},
+    "lidc_lungs": {"alpha": 0.02, "widen_px": 0, "median_px": 5, "fill": True},  # our choice
     "chest_xray": {"alpha": 0.15, "widen_px": 2, "median_px": 17},
     "chest_xray_224": {"alpha": 0.12, "widen_px": 2, "median_px": 13, "fill": True},  # our choice: chapter 16
     "brain_ms": {"alpha": 0.08, "widen_px": 4, "median_px": 9, "fill": True},

@@ -136,7 +136,8 @@ def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedPr
     with (home() / "artefacts" / "phantom" / "smoke" / "departures.csv").open() as f:
         rows = {r["departure"]: r for r in csv.DictReader(f)}
     assert list(rows) == ["mended", "no Alg. 4", *DEPARTURES, "recipe thesis"]
-    assert len({r["distance"] for r in rows.values()}) == len(rows), "each draws other images"
+    trained = [r["distance"] for name, r in rows.items() if name != "no Alg. 4"]  # which may reject no label of a few cases
+    assert len(set(trained)) == len(trained), "each draws other images"
     assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
 
 

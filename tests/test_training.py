@@ -233,8 +233,8 @@ def test_literal_maps_are_other_maps_of_the_same_images() -> None:
 
 
 def test_slices_of_another_recipe_are_no_plan_of_this_run() -> None:
-    """A run is never trained on slices that it was not planned for."""
-    run, below = tasks.plan("brain", "pretraining", PHANTOM, "thesis", "smoke", 0)
+    """A run is never trained on slices that it was not planned for (seed 99: no other test has trained it)."""
+    run, below = tasks.plan("brain", "pretraining", PHANTOM, "thesis", "smoke", 99)
     with pytest.raises(ValueError, match="planned for"):
         tasks.finish(run, below, tasks.load_slices(PHANTOM, "smoke"))
 

@@ -7,8 +7,9 @@ and the VGG11 critic; one model per modality."""
 __all__ = ['CRITIC_WEIGHTS', 'GENERATOR_WEIGHT', 'BasicGAN', 'gan_step', 'draw_images', 'gan_grid']
 
 # %% ../../nbs/60_gan.ipynb #75dfe907
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
 
 from ..core.random import normal
 from ..losses.adversarial import adversary_loss, critic_loss
@@ -17,6 +18,9 @@ from ..nets.unet import UNet
 from ..show import Picture, grid
 from ..structure.slices import Slices, batch_of
 from ..training.loop import descend
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/60_gan.ipynb #79860ff9
 CRITIC_WEIGHTS = (100.0, 70.0)  # real, fake: public code, brain GAN#
@@ -31,7 +35,7 @@ class BasicGAN:
         slices: Slices,
         seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         modality: int = 0,
         channels: int = 1,  # of one modality: 3 for RGB, or for three neighbouring slices
         width: int = 16,

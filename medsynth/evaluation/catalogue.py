@@ -16,9 +16,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-import papermill
-
 from ..core.artefacts import artefact_folder
 from ..core.paths import BadRequest, explain, home, read_json, repository
 from ..core.runs import Run, code_hash
@@ -93,8 +90,8 @@ def notebook_of(name: str) -> Path:
 
 def artefact_key(name: str, request: Request) -> str:  # 12 hex digits
     """Hash all that decides what an artefact shows."""
-    cells = nbformat.read(notebook_of(name), 4).cells
-    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    cells = json.loads(notebook_of(name).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     ids = [run.id for run, _ in plans_of(name, request)]
     parts = [name, code_hash(code), load_slices(request.data, request.profile, request.recipe).hash, ids,
              request.profile, request.recipe, request.seed, request.task]
@@ -110,6 +107,8 @@ def is_current(name: str, request: Request) -> bool:
 # %% ../../nbs/83_catalogue.ipynb #c4aa5046
 def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
     """Run an artefact's notebook by papermill; whatever it raises, the executed notebook is kept for reading."""
+    import papermill  # seconds to import: only what runs a notebook waits for it
+
     out = home() / "notebooks" / request.data.name / request.profile / f"{name}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     given = {"data": request.data_text, "profile": request.profile, "recipe": request.recipe, "seed": request.seed}
@@ -163,6 +162,8 @@ def reproduce(
         if is_current(name, request):
             became[name] = "current"
             continue
+        import papermill
+
         try:
             for run, below in plans_of(name, request):
                 if not run.done:

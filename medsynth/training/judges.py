@@ -8,9 +8,10 @@ __all__ = ['N_POSITIONS', 'LesionJudge', 'one_by_one', 'ModalityJudge', 'slice_p
            'synthetic_slices', 'TranslationJudge']
 
 # %% ../../nbs/56_judges.ipynb #e080884f
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 
 from ..core.paths import BadRequest, explain
 from ..core.random import key
@@ -29,6 +30,9 @@ from .processors import jitter, read_labels
 from .synthesis import noise_like, paint
 from .translator import draw_pairs, of_pairs, translate, translation_grid
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 # %% ../../nbs/56_judges.ipynb #cbfeb89c
 class LesionJudge:
     """A stage: a dilated segmenter of one modality on real training images, which took no part in training G."""
@@ -38,7 +42,7 @@ class LesionJudge:
         slices: Slices,
         seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         modality: int = 0,  # which modality it reads
         width: int = 24,
         batch: int = 4,
@@ -81,7 +85,7 @@ class ModalityJudge:
     """A stage: a dilated classifier that tells the modality of an image, on real training images."""
 
     def __init__(
-        self, slices: Slices, seed: int, needs: dict, fabric: Fabric,
+        self, slices: Slices, seed: int, needs: dict, fabric: "Fabric",
         width: int = 16, batch: int = 4, steps: int = 200, lr: float = 2e-3,
     ):
         self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
@@ -132,7 +136,7 @@ class Features:
     """A stage: VGG11 with 64 features that tells modality and slice position, on real training images."""
 
     def __init__(
-        self, slices: Slices, seed: int, needs: dict, fabric: Fabric, batch: int = 6, steps: int = 400, lr: float = 1e-3,
+        self, slices: Slices, seed: int, needs: dict, fabric: "Fabric", batch: int = 6, steps: int = 400, lr: float = 1e-3,
     ):
         self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
         self.fabric, self.lr, self.steps = fabric, lr, steps
@@ -178,7 +182,7 @@ class TranslationJudge:
     """A stage: a translator by the supervised term alone, on synthetic or on real registered images."""
 
     def __init__(
-        self, slices: Slices, seed: int, needs: dict, fabric: Fabric, trained_on: str = "synthetic", n_cases: int = 200,
+        self, slices: Slices, seed: int, needs: dict, fabric: "Fabric", trained_on: str = "synthetic", n_cases: int = 200,
         width: int = 16, batch: int = 4, steps: int = 200, n_pairs: int = 4, lr: float = 1e-3,
         structure: str = "two_step",  # or "one_step": who draws the maps, as in its synthesis stage; read by chapter 55
     ):

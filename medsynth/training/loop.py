@@ -16,10 +16,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from tqdm.auto import tqdm
 
 from ..core.artefacts import environment
@@ -27,6 +26,9 @@ from ..core.paths import BadRequest, explain, read_json, write_bytes, write_json
 from ..core.random import key
 from ..core.runs import Run, load_checkpoint, save_checkpoint, start_run
 from ..show import Picture
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/50_loop.ipynb #1dedbf83
 class Stage(Protocol):
@@ -42,7 +44,7 @@ class Stage(Protocol):
         """Draw what the stage has learnt, as a figure."""
 
 
-def descend(fabric: Fabric, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+def descend(fabric: "Fabric", optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """Take one optimiser step down a loss."""
     optimiser.zero_grad()
     fabric.backward(loss)
@@ -87,8 +89,10 @@ def check_health(numbers: dict[str, float], rows: list[dict], t: int, run: Run) 
                                f"larger batches (--set {stage}.batch=8) or another seed."))
 
 # %% ../../nbs/50_loop.ipynb #afdbe83d
-def open_fabric(precision: str = "32-true") -> Fabric:
+def open_fabric(precision: str = "32-true") -> "Fabric":
     """Open Lightning Fabric on the accelerator there is, one process."""
+    from lightning_fabric import Fabric  # 5 s to import: a command that trains nothing does without
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(accelerator="auto", devices=1, precision=precision)
@@ -139,7 +143,7 @@ def train(
     stage: Stage,  # what is trained
     steps: int,
     seed: int,
-    fabric: Fabric,
+    fabric: "Fabric",
     checkpoint_every: int = 50,
 ) -> Run:  # the finished run
     """Train a stage from its last checkpoint to `steps`; interrupted anywhere, it resumes to the same bits on this machine."""

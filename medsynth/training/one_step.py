@@ -8,10 +8,10 @@ __all__ = ['CODE_WEIGHT', 'DROPPED', 'one_step_terms', 'one_step_nets', 'OneStep
 
 # %% ../../nbs/58_one_step.ipynb #aa58e665
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 
 from ..losses.adversarial import code_adversary_loss, code_critic_loss, code_kl_loss, code_moments_loss, map_critic_loss
 from ..losses.reconstruction import map_adversary_loss, map_reconstruction_loss, mask_loss
@@ -24,6 +24,9 @@ from ..structure.pool import draw_batch, map_pool
 from ..structure.slices import Slices
 from .loop import descend, set_lr
 from .structure import map_grid
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/58_one_step.ipynb #a9277798
 CODE_WEIGHT = 0.001  # of what holds the code to N(0, 1): public code
@@ -63,7 +66,7 @@ class OneStep:
         slices: Slices,
         seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         batch: int = 8,
         steps: int = 400,
         latent: int = 256,  # the square of 16, 24, ...; 4096 in print, for 512 x 512

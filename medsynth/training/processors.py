@@ -8,9 +8,9 @@ __all__ = ['jitter', 'Processor', 'read_labels', 'reading_grid']
 
 # %% ../../nbs/51_processors.ipynb #acab3018
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 
 from ..losses.lesion import read_back_loss, segmentation_loss
 from ..metrics.lesion import dice
@@ -19,6 +19,9 @@ from ..show import Picture, grid, paint_label
 from ..structure.lesions import one_hot, warp
 from ..structure.slices import Slices, batch_of, having
 from .loop import descend, set_lr
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/51_processors.ipynb #1b9ea3c0
 def jitter(
@@ -54,7 +57,7 @@ class Processor:
     def __init__(
         self,
         slices: Slices, seed: int,
-        needs: dict, fabric: Fabric,  # needs: none
+        needs: dict, fabric: "Fabric",  # needs: none
         modality: int = 0,  # which modality it reads
         width: int = 16, batch: int = 4, steps: int = 300,
         lr: float = 3e-3,

@@ -8,10 +8,10 @@ __all__ = ['LINE_WEIGHTS', 'code_terms', 'Density', 'density_grid', 'density_ste
 
 # %% ../../nbs/52_structure.ipynb #00f2d781
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 
 from ..losses.adversarial import adversary_loss, code_kl_loss, critic_loss, flow_loss
 from ..losses.reconstruction import outside_loss, squared_error
@@ -23,6 +23,9 @@ from ..structure.pool import POOL_PX, coarse, draw_batch, map_pool
 from ..structure.slices import Slices
 from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/52_structure.ipynb #6cf14650
 def code_terms(nets: dict, d: torch.Tensor, sd: float) -> dict[str, torch.Tensor]:
@@ -41,7 +44,7 @@ class Density:
         slices: Slices,
         seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         batch: int = 32,
         steps: int = 1500,
         latent: int = 24,
@@ -151,7 +154,7 @@ class Lines:
         slices: Slices,
         seed: int,
         needs: dict,  # "vae", "flow" and "G_m", trained
-        fabric: Fabric,
+        fabric: "Fabric",
         batch: int = 8,
         steps: int = 600,
         width: int = 16,

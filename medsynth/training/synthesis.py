@@ -9,8 +9,9 @@ __all__ = ['FOCUS', 'WEIGHTS', 'paint', 'paint_own', 'noise_like', 'lesion_weigh
            'adversarial_step', 'case_grid']
 
 # %% ../../nbs/54_synthesis.ipynb #a7d6c138
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
 
 from ..core.paths import BadRequest, explain
 from ..core.random import key
@@ -27,6 +28,9 @@ from ..structure.slices import Slices, batch_of, present_in
 from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
 from .translator import draw_pairs, of_pairs, translate
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/54_synthesis.ipynb #42b493f8
 def paint(
@@ -90,7 +94,7 @@ class Pretraining:
         self,
         slices: Slices, seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         width: int = 16, batch: int = 4,
         steps: int = 150,
         lr: float = 2e-3,
@@ -208,7 +212,7 @@ class Synthesis:
     def __init__(
         self,
         slices: Slices, seed: int,
-        needs: dict, fabric: Fabric,  # needs: "generator", "processors", "translator", "maps", trained networks
+        needs: dict, fabric: "Fabric",  # needs: "generator", "processors", "translator", "maps", trained networks
         width: int = 16, batch: int = 4,
         steps: int = 200, n_pairs: int = 4,  # of the whole stage, for the ramp of (16); of (16), a step
         lr: float = 2e-4, critic_lr_ratio: float = 2.0,  # of G, D's over it; 1 is the thesis's

@@ -8,8 +8,9 @@ __all__ = ['WEIGHTS', 'draw_pairs', 'translate', 'of_pairs', 'critic_terms', 'tr
            'translation_grid']
 
 # %% ../../nbs/53_translator.ipynb #5887883a
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
 
 from ..losses.adversarial import CLASS_LOSSES, adversary_loss, translation_critic_loss
 from ..losses.reconstruction import squared_error
@@ -18,6 +19,9 @@ from ..nets.unet import UNet, decode, encode
 from ..show import Picture, grid
 from ..structure.slices import Slices, batch_of
 from .loop import descend, set_lr
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # %% ../../nbs/53_translator.ipynb #b537200c
 def draw_pairs(k: int, n_pairs: int) -> torch.Tensor:  # (P, 2) rows (i, j), i != j
@@ -91,7 +95,7 @@ class Translator:
         self,
         slices: Slices, seed: int,
         needs: dict,  # none
-        fabric: Fabric,
+        fabric: "Fabric",
         width: int = 16, batch: int = 4, steps: int = 250,
         n_pairs: int = 4,  # of the k (k - 1) ordered pairs, per step
         lr: float = 1e-3, lr_decay: bool = True,  # no decay is the thesis's

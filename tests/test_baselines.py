@@ -7,7 +7,7 @@ from medsynth.baselines.gan import BasicGAN, draw_images
 from medsynth.data.phantom import phantom_cohort
 from medsynth.metrics.distribution import frechet_distance
 from medsynth.structure.slices import Slices, reduced_cohort
-from medsynth.training.loop import open_fabric
+from medsynth.training.engine import open_fabric
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ from medsynth.structure.whole import redraw
 from medsynth.synthesis.pipeline import open_painter, synthesise_all
 from medsynth.training import loop, processors, synthesis, tasks, translator
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
-from medsynth.training.loop import Diverged, open_fabric, train
+from medsynth.training.engine import open_fabric
+from medsynth.training.loop import Diverged, train
 from medsynth.training.one_step import OneStep, one_step_terms
 from medsynth.training.translator import translate, translator_terms
 

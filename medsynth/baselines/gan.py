@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.random import normal
+from ..core.random import draw_rows, normal
 from ..losses.adversarial import adversary_loss, critic_loss
 from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet
@@ -63,7 +63,7 @@ class BasicGAN:
 def gan_step(stage: BasicGAN, t: int) -> dict[str, float]:
     """Train D on real and drawn images, then G."""
     x = batch_of(stage.data, stage.batch, stage.seed, f"GAN# {stage.channels.start}", t)["x_any"][:, stage.channels]
-    x_g = stage.nets["generator"](torch.randn(x[:, :1].shape).to(x)).sigmoid()
+    x_g = stage.nets["generator"](draw_rows(torch.randn, x[:, :1])).sigmoid()
     view = draw_view()
     d_real, _ = stage.nets["critic"](turned(x, view))
     d_fake, _ = stage.nets["critic"](turned(x_g.detach(), view))

@@ -64,8 +64,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
             os.fsync(f.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as e:
         Path(name).unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise OSError(e.errno, f"{e.strerror} while writing; what was there before is whole", str(path)) from e
         raise
     return path
 

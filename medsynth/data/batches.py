@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..core.paths import BadRequest, explain
-from ..core.random import generator
+from ..core.random import generator, own_rows
 from .brain_ms import SOURCE as BRAIN_MS
 from .brats import SOURCE as BRATS2015_SUBSET
 from .brats_full import SOURCES as BRATS_FULL
@@ -92,8 +92,8 @@ def batch_rows(
     seed: int,
     stream: str,  # what the batches are for
     step: int,  # which batch
-) -> torch.Tensor:  # (batch,) row numbers
+) -> torch.Tensor:  # (batch,) row numbers, of several processes each its own
     """Return the rows of batch `step`: epochs are seeded permutations laid end to end."""
     places = range(step * batch, (step + 1) * batch)
     orders = {e: torch.randperm(n, generator=generator(seed, f"{stream}/epoch", e)) for e in {p // n for p in places}}
-    return torch.stack([orders[p // n][p % n] for p in places])
+    return own_rows(torch.stack([orders[p // n][p % n] for p in places]))

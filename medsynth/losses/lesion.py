@@ -8,11 +8,13 @@ __all__ = ['PLANE_WEIGHTS', 'guidance_loss', 'processor_loss', 'plane_weights', 
            'generator_loss', 'lesion_contrast', 'contrast_loss']
 
 # %% ../../nbs/42_lesion.ipynb #68e2e028
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from ..core.random import processes, total
 from ..structure.lesions import one_hot
 
 # %% ../../nbs/42_lesion.ipynb #ded74b66
@@ -45,7 +47,9 @@ def segmentation_loss(
     """Weighted cross-entropy (method.md's alternative to eq. 22 for the U-net processor)."""
     weights = torch.full((logits.shape[1],), lesion_weight, dtype=logits.dtype, device=logits.device)
     weights[0] = 1.0
-    return F.cross_entropy(logits, label[:, 0].long(), weights)
+    truth = label[:, 0].long()
+    share = total(weights[truth].sum()) / processes()[1]
+    return F.cross_entropy(logits, truth, weights, reduction="sum") / share
 
 # %% ../../nbs/42_lesion.ipynb #3bf3949c
 guidance_loss = read_back_loss  # (15): |l - G_l,i(x_g,i)|^2, of painted images
@@ -66,14 +70,15 @@ def lesion_contrast(
     label: torch.Tensor,  # (B, 1, H, W)
     m: torch.Tensor,  # (B, 1, H, W), 1 = background
     present: torch.Tensor | None = None,  # (B, k) of 0 and 1, which images there are; None: all
+    over: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,  # sums over processes: `total`, or this one alone
 ) -> torch.Tensor:  # (k,) mean over lesion pixels less mean over the rest of the organ, of the images with a lesion
     """Measure how far lesions stand out in each modality, in units of intensity; 0 where no image has a lesion."""
     lesion = (label > 0).to(x)
     rest = (1 - lesion) * (1 - m) * lesion.amax((1, 2, 3), keepdim=True)
     if present is not None:
         lesion, rest = (a * present[:, :, None, None].to(x) for a in (lesion, rest))
-    inside = (x * lesion).sum((0, 2, 3)) / lesion.sum((0, 2, 3)).clamp(min=1)
-    around = (x * rest).sum((0, 2, 3)) / rest.sum((0, 2, 3)).clamp(min=1)
+    inside = over((x * lesion).sum((0, 2, 3))) / over(lesion.sum((0, 2, 3))).clamp(min=1)
+    around = over((x * rest).sum((0, 2, 3))) / over(rest.sum((0, 2, 3))).clamp(min=1)
     return inside - around
 
 
@@ -84,5 +89,5 @@ def contrast_loss(
     real_contrast: torch.Tensor,  # (k,) the training set's
 ) -> torch.Tensor:  # a number
     """Squared difference of lesion contrast from the real training set's (D29)."""
-    has_lesion = (label > 0).any().to(x_g)
-    return has_lesion * (lesion_contrast(x_g, label, m) - real_contrast).square().mean()
+    has_lesion = (total((label > 0).sum().to(x_g)) > 0).to(x_g)
+    return has_lesion * (lesion_contrast(x_g, label, m, over=total) - real_contrast).square().mean()

@@ -35,7 +35,7 @@ def one_hot(
     n_classes: int,
 ) -> torch.Tensor:  # (B, n_classes, H, W) of 0 and 1
     """Turn a class map into one plane per class, background first."""
-    return F.one_hot(label[:, 0].long(), n_classes).movedim(-1, 1).float()
+    return F.one_hot(label[:, 0].long(), n_classes).movedim(-1, 1).to(torch.get_default_dtype())
 
 # %% ../../nbs/23_lesions.ipynb #6d307ca9
 REFERENCE_HEIGHT = 184
@@ -78,7 +78,7 @@ def warp(
     """Resample a batch under one affine map each."""
     h, w = x.shape[2:]
     scale = torch.tensor([w / 2, h / 2, 1.0])
-    theta = (matrices.float() * scale[None, None, :] / scale[None, :, None])[:, :2].to(x.device)
+    theta = (matrices.float() * scale[None, None, :] / scale[None, :, None])[:, :2].to(x)
     return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), mode=mode, align_corners=False)
 
 # %% ../../nbs/23_lesions.ipynb #e4ba68c9

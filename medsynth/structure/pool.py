@@ -10,7 +10,7 @@ __all__ = ['POOL_PX', 'move_maps', 'reduce_maps', 'map_pool', 'draw_batch', 'coa
 import torch
 import torch.nn.functional as F
 
-from ..core.random import key
+from ..core.random import key, own_rows
 from .slices import Slices
 
 # %% ../../nbs/26_pool.ipynb #6a79664f
@@ -49,17 +49,18 @@ def map_pool(
     """Gather the training maps and moved copies of them."""
     factor = slices.s_full.shape[-1] // slices.s.shape[-1]
     pool = [(slices.s, slices.m)]
-    torch.manual_seed(key(seed, "map pool"))
-    for _ in range(n_moved):
-        for s, m in zip(slices.s_full.split(64), slices.m_full.split(64), strict=True):
-            pool.append(reduce_maps(*move_maps(s.float(), m.float()), factor))
+    with torch.random.fork_rng([]):  # the step that asks for the pool goes on with its own numbers
+        torch.manual_seed(key(seed, "map pool"))
+        for _ in range(n_moved):
+            for s, m in zip(slices.s_full.split(64), slices.m_full.split(64), strict=True):
+                pool.append(reduce_maps(*move_maps(s.float(), m.float()), factor))
     return tuple(torch.cat([p[i].to(torch.uint8) for p in pool]) for i in (0, 1))
 
 
 def draw_batch(pool: tuple[torch.Tensor, torch.Tensor], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw maps and masks from a pool with torch's generator, which the loop seeds."""
-    rows = torch.randint(len(pool[0]), (batch,)).to(pool[0].device)
-    return pool[0][rows].float(), pool[1][rows].float()
+    rows = own_rows(torch.randint(len(pool[0]), (batch,))).to(pool[0].device)
+    return tuple(maps[rows].to(torch.get_default_dtype()) for maps in pool)
 
 # %% ../../nbs/26_pool.ipynb #6b8da708
 POOL_PX = 4  # side of a density cell in map cells

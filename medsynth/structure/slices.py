@@ -262,13 +262,13 @@ def stand_ins(
     rows: torch.Tensor,  # (B,) row numbers
 ) -> torch.Tensor:  # (B, k, H, W)
     """Look up real images for the unpaired terms of (13) and (19) to (21): an absent one is another slice's."""
-    x, present = slices.x[rows].float(), present_in(slices)
+    x, present = slices.x[rows].to(torch.get_default_dtype()), present_in(slices)
     if present[rows].all():
         return x
     for i in range(x.shape[1]):
         those, absent = present[:, i].nonzero()[:, 0], ~present[rows, i]
         if len(those):  # else it stays 0, as among the slices that a processor of another modality reads
-            x[absent, i] = slices.x[those[rows[absent] % len(those)], i].float()
+            x[absent, i] = slices.x[those[rows[absent] % len(those)], i].to(x)
     return x
 
 
@@ -281,5 +281,6 @@ def batch_of(
 ) -> dict[str, torch.Tensor]:  # x, s, m, l as float, present (B, k) of 0 and 1, x_any: see stand_ins
     """Return the batch of one training step, a function of (seed, stream, step), on the device of the slices."""
     rows = batch_rows(len(slices.x), batch, seed, stream, step).to(slices.x.device)
-    own = {k: slices.tensors[k][rows].float() for k in ("x", "s", "m", "l", "s_each") if k in slices.tensors}
-    return own | {"present": present_in(slices)[rows].float(), "x_any": stand_ins(slices, rows)}
+    x_any = stand_ins(slices, rows)
+    own = {k: slices.tensors[k][rows].to(x_any) for k in ("x", "s", "m", "l", "s_each") if k in slices.tensors}
+    return own | {"present": present_in(slices)[rows].to(x_any), "x_any": x_any}

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SATURATED_STEPS', 'SATURATED_WITHIN', 'Stage', 'descend', 'set_lr', 'frozen', 'Diverged', 'saturated_since',
-           'check_health', 'open_fabric', 'read_rows', 'gradient_norms', 'sample_every', 'train', 'read_metrics',
-           'training_curves']
+           'check_health', 'read_rows', 'gradient_norms', 'sample_every', 'train', 'read_metrics', 'training_curves']
 
 # %% ../../nbs/50_loop.ipynb #4a05aa23
 import json
 import math
+import os
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 
 from ..core.artefacts import environment
 from ..core.paths import BadRequest, explain, read_json, write_bytes, write_json
-from ..core.random import key
-from ..core.runs import Run, load_checkpoint, save_checkpoint, start_run
+from ..core.random import key, processes
+from ..core.runs import Run, load_checkpoint, start_run
 from ..show import Picture
+from .engine import Stopped, agree, asked_to_stop, average, keep_checkpoint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -45,9 +46,10 @@ class Stage(Protocol):
 
 
 def descend(fabric: "Fabric", optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Take one optimiser step down a loss."""
+    """Take one optimiser step down a loss, by the mean gradient of all processes."""
     optimiser.zero_grad()
     fabric.backward(loss)
+    average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
     optimiser.step()
 
 
@@ -89,17 +91,6 @@ def check_health(numbers: dict[str, float], rows: list[dict], t: int, run: Run) 
                                f"larger batches (--set {stage}.batch=8) or another seed."))
 
 # %% ../../nbs/50_loop.ipynb #afdbe83d
-def open_fabric(precision: str = "32-true") -> "Fabric":
-    """Open Lightning Fabric on the accelerator there is, one process."""
-    from lightning_fabric import Fabric  # 5 s to import: a command that trains nothing does without
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
-        fabric.launch()
-    return fabric
-
-
 def read_rows(run: Run) -> list[dict]:  # a row a step
     """Read what a run has logged; a last line that a kill left unfinished is dropped."""
     path = run.path / "metrics.jsonl"
@@ -110,7 +101,8 @@ def read_rows(run: Run) -> list[dict]:  # a row a step
 def _rewind(run: Run, step: int) -> list[dict]:  # the rows that stay
     """Drop the lines of metrics.jsonl that are later than the checkpoint."""
     rows = [row for row in read_rows(run) if row["step"] < step]
-    write_bytes(run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if processes()[0] == 0:
+        write_bytes(run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return rows
 
 
@@ -138,6 +130,23 @@ def sample_every(steps: int) -> int:
     return max(100, steps // 5)
 
 
+def _resume(run: Run, stage: Stage) -> tuple[int, float, list[dict]]:  # step to go on with, seconds so far, rows so far
+    """Load the last checkpoint, if there is one, and drop what was logged after it."""
+    last, clock = run.path / "last.safetensors", run.path / "clock.json"
+    first = load_checkpoint(last, stage.nets, stage.optimisers) if last.exists() else 0
+    return first, read_json(clock)["seconds"] if clock.exists() and first else 0.0, _rewind(run, first)
+
+
+def _finish(run: Run, stage: Stage, steps: int, seconds: float) -> None:
+    """Write a run's picture, what it cost, and that it is done; earlier checkpoints go."""
+    stage.picture().savefig(run.path / "picture.png", dpi=90)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(run.path / "done.json", {"steps": steps, "minutes": round(seconds / 60, 3), "peak_mb": round(peak_mb),
+                                        "processes": processes()[1], "environment": environment()})
+    for old in run.path.glob("step_*.safetensors"):
+        old.unlink()
+
+# %% ../../nbs/50_loop.ipynb #879d7d35
 def train(
     run: Run,  # where it is kept
     stage: Stage,  # what is trained
@@ -148,29 +157,30 @@ def train(
 ) -> Run:  # the finished run
     """Train a stage from its last checkpoint to `steps`; interrupted anywhere, it resumes to the same bits on this machine."""
     start_run(run)
-    last, clock = run.path / "last.safetensors", run.path / "clock.json"
-    first = load_checkpoint(last, stage.nets, stage.optimisers) if last.exists() else 0
-    before = read_json(clock)["seconds"] if clock.exists() and first else 0.0
-    rows, began = _rewind(run, first), time.time()
-    with (run.path / "metrics.jsonl").open("a") as log, gradient_norms(stage.optimisers) as norms:
-        for t in tqdm(range(first, steps), initial=first, total=steps, desc=run.id, leave=False, disable=not sys.stderr.isatty()):
+    (first, before, rows), began, writes = _resume(run, stage), time.time(), fabric.is_global_zero
+    bar = {"initial": first, "total": steps, "desc": run.id, "leave": False, "disable": not (writes and sys.stderr.isatty())}
+    log_path = run.path / "metrics.jsonl" if writes else Path(os.devnull)
+    with log_path.open("a") as log, gradient_norms(stage.optimisers) as norms, asked_to_stop() as came:
+        for t in tqdm(range(first, steps), **bar):
             torch.manual_seed(key(seed, run.params["stage"], t))
             norms.clear()
             with fabric.autocast():
                 numbers = stage.step(t) | norms
+            numbers, stop = agree(numbers, bool(came), fabric.device)
             rows = [*rows[1 - SATURATED_STEPS:], {"step": t} | {n: round(v, 6) for n, v in numbers.items()}]
             check_health(numbers, rows, t, run)
             log.write(json.dumps(rows[-1]) + "\n")
             log.flush()
-            if t + 1 < steps and (t + 1) % sample_every(steps) == 0:
+            if writes and t + 1 < steps and (t + 1) % sample_every(steps) == 0:
                 write_bytes(run.path / "samples" / f"{t + 1:07d}.png", stage.picture()._repr_png_())
-            if (t + 1) % checkpoint_every == 0 or t + 1 == steps:
-                save_checkpoint(last, t + 1, stage.nets, stage.optimisers)
-                write_json(clock, {"seconds": before + time.time() - began})
-    stage.picture().savefig(run.path / "picture.png", dpi=90)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_json(run.path / "done.json", {"steps": steps, "minutes": round((before + time.time() - began) / 60, 3),
-                                        "peak_mb": round(peak_mb), "environment": environment()})
+            if writes and ((t + 1) % checkpoint_every == 0 or t + 1 == steps or stop):
+                keep_checkpoint(run.path, t + 1, stage.nets, stage.optimisers)
+                write_json(run.path / "clock.json", {"seconds": before + time.time() - began, "step": t + 1})
+            if stop and t + 1 < steps:
+                raise Stopped(f"{run.id}: stopped as asked, at step {t + 1} of {steps}; the same command goes on from there.")
+    if writes:
+        _finish(run, stage, steps, before + time.time() - began)
+    fabric.barrier()
     return run
 
 # %% ../../nbs/50_loop.ipynb #cdeae79a

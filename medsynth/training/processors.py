@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..core.random import draw_rows
 from ..losses.lesion import read_back_loss, segmentation_loss
 from ..metrics.lesion import dice
 from ..nets.unet import UNet
@@ -36,13 +37,13 @@ def jitter(
     """Move and brighten images at random, their labels with them; draws from torch's generator, which the loop seeds."""
     n, (h, _) = len(x), x.shape[2:]
     def draw(size: float) -> torch.Tensor:
-        return size * (2 * torch.rand(n) - 1)
+        return size * (2 * draw_rows(torch.rand, torch.empty(n)) - 1)
 
     angle, scale = draw(turn), 1 + draw(zoom)
     matrices = torch.eye(3).repeat(n, 1, 1)
     matrices[:, 0, 0], matrices[:, 0, 1] = angle.cos() * scale, -angle.sin() * scale
     matrices[:, 1, 0], matrices[:, 1, 1] = angle.sin() * scale, angle.cos() * scale
-    matrices[:, 0, 0] *= torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    matrices[:, 0, 0] *= torch.where(draw_rows(torch.rand, torch.empty(n)) < 0.5, -1.0, 1.0)
     matrices[:, 0, 2], matrices[:, 1, 2] = draw(shift * h), draw(shift * h)
     exponent = torch.exp(draw(float(torch.log1p(torch.tensor(gamma)))))[:, None, None, None].to(x)
     planes = warp(one_hot(label, n_classes)[:, 1:], matrices, "bilinear")

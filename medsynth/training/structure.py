@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..core.random import draw_rows, gathered
 from ..losses.adversarial import adversary_loss, code_kl_loss, critic_loss, flow_loss
 from ..losses.reconstruction import outside_loss, squared_error
 from ..nets.critics import PatchCritic, draw_view, turned
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def code_terms(nets: dict, d: torch.Tensor, sd: float) -> dict[str, torch.Tensor]:
     """Compute E_s and G_s's losses on densities, in nats per map: fit, KL, and (9) against D_z; `code` is kept for D_z."""
     mean, logvar = nets["vae"].encode(d)
-    f = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+    f = mean + (0.5 * logvar).exp() * draw_rows(torch.randn, mean)
     fit = (nets["vae"].decode(f) - d).square().sum((1, 2, 3)).mean() / (2 * sd**2)
     return {"fit": fit, "kl": code_kl_loss(mean, logvar), "code_adversarial": adversary_loss(nets["D_z"](f)), "code": f}
 
@@ -92,7 +93,7 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     s, m = draw_batch(stage.pool, stage.batch)
     terms = code_terms(stage.nets, coarse(s, m), stage.sd)
     f = terms.pop("code")
-    d_prior, d_code = stage.nets["D_z"](torch.randn_like(f)), stage.nets["D_z"](f.detach())
+    d_prior, d_code = stage.nets["D_z"](draw_rows(torch.randn, f)), stage.nets["D_z"](f.detach())
     of_critic = critic_loss(d_prior, d_code)
     warm = min(1.0, 5 * (t + 1) / stage.steps)
     descend(stage.fabric, stage.optimisers["vae"], terms["fit"] + warm * terms["kl"]
@@ -103,7 +104,8 @@ def density_step(stage: Density, t: int) -> dict[str, float]:
     terms |= {"D_z": of_critic, "flow": of_flow, "d_z_prior": d_prior.mean(), "d_z_code": d_code.mean()}
     numbers = {n: v.item() for n, v in terms.items()}
     if t % 4 == 0:
-        loss = squared_error(stage.nets["G_m"](s[:8]).sigmoid(), m[:8])
+        few = max(1, len(s) // 4)
+        loss = squared_error(stage.nets["G_m"](s[:few]).sigmoid(), m[:few])
         descend(stage.fabric, stage.optimisers["G_m"], loss)
         numbers["mask"] = loss.item()
     return numbers
@@ -118,10 +120,10 @@ def drafts(
     """Return densities to refine (first half blurred by the VAE, second half drawn), and those beside real lines."""
     n, true = len(s) // 2, coarse(s, m)
     mean, logvar = vae.encode(true)
-    decoded = vae.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).clamp(0, 1)
-    share = torch.rand(n, 1, 1, 1).to(s)
+    decoded = vae.decode(mean + (0.5 * logvar).exp() * draw_rows(torch.randn, mean)).clamp(0, 1)
+    share = draw_rows(torch.rand, s[:n, :, :1, :1])
     blurred = share * true[:n] + (1 - share) * decoded[:n]
-    drawn = vae.decode(flow.inverse(torch.randn_like(mean[n:]))).clamp(0, 1)
+    drawn = vae.decode(flow.inverse(draw_rows(torch.randn, mean[n:]))).clamp(0, 1)
     return torch.cat([blurred, drawn]), torch.cat([blurred, decoded[n:]])
 
 
@@ -200,7 +202,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
         density, real_density = drafts(stage.below["vae"], stage.below["flow"], s, m)
         outside = F.interpolate(1 - density[:, 1:], s.shape[2:], mode="nearest")
     refiner = stage.nets["refiner"]
-    logits = refiner(density, torch.randn(s.shape).to(s))
+    logits = refiner(density, draw_rows(torch.randn, s))
     g = logits.sigmoid()
     view = draw_view()
     d_real, d_fake = (stage.nets["D_s"](turned(beside(*pair), view)) for pair in ((s, real_density), (g.detach(), density)))
@@ -210,7 +212,8 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     weights = LINE_WEIGHTS | {"adversarial": LINE_WEIGHTS["adversarial"] * min(1.0, max(0.0, 7 * t / stage.steps - 1))}
     descend(stage.fabric, stage.optimisers["refiner"], sum(weights[n] * v for n, v in terms.items()))
     with torch.no_grad():
-        wanted = torch.quantile(g.float().flatten()[:: max(1, g.numel() // 10**6)], 1 - s.mean())
+        all_g = gathered(g).flatten()
+        wanted = torch.quantile(all_g[:: max(1, all_g.numel() // 10**6)], 1 - gathered(s).mean().to(all_g))
         refiner.threshold.lerp_(wanted, 0.05)
     terms |= {"D_s": of_critic, "d_real": d_real.mean(), "d_fake": d_fake.mean(), "threshold": refiner.threshold}
     return {n: v.item() for n, v in terms.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.paths import BadRequest, explain
-from ..core.random import key
+from ..core.random import draw_rows, key, own_rows
 from ..losses.adversarial import CLASS_LOSSES, adversary_loss, image_critic_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import agreement_loss, pretraining_loss, ramp, registration_loss
@@ -25,7 +25,7 @@ from ..show import Picture, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW, fuse_noise
 from ..structure.lesions import choose_labels, one_hot
 from ..structure.slices import Slices, batch_of, present_in
-from .drawing import draw_maps, latent_of
+from .drawing import draw_maps, latent_of, map_size
 from .loop import descend, set_lr
 from .translator import draw_pairs, of_pairs, translate
 
@@ -69,7 +69,7 @@ def paint_own(
 # %% ../../nbs/54_synthesis.ipynb #28a3f958
 def noise_like(s: torch.Tensor) -> torch.Tensor:
     """Draw fusion noise z' ~ U(0.5, 0.6) from torch's generator, which the loop seeds."""
-    return (Z_LOW + (Z_HIGH - Z_LOW) * torch.rand(s.shape)).to(s)
+    return Z_LOW + (Z_HIGH - Z_LOW) * draw_rows(torch.rand, s)
 
 
 def lesion_weight(m: torch.Tensor, label: torch.Tensor, weight: float = 3.0) -> torch.Tensor:  # (B, 1, H, W)
@@ -250,8 +250,10 @@ class Synthesis:
 # %% ../../nbs/54_synthesis.ipynb #a6cbaacd
 def draw_cases(stage: Synthesis, t: int, n: int) -> tuple[torch.Tensor, ...]:
     """Draw n generated maps, their masks, and labels that fit them (Algorithm 4)."""
-    s, m = draw_maps(stage.maps, torch.randn(n, latent_of(stage.maps)).to(stage.data.x.device))
-    label, _ = choose_labels(stage.data.labels, m, key(stage.seed, "synthesis labels", t), list(range(n)), n_tries=4)
+    z = own_rows(torch.randn(n, latent_of(stage.maps))).to(stage.data.x)
+    s, m = draw_maps(stage.maps, z, draw_rows(torch.randn, z.new_empty(len(z), 1, *map_size(stage.maps))))
+    records = own_rows(list(range(n)))
+    label, _ = choose_labels(stage.data.labels, m, key(stage.seed, "synthesis labels", t), records, n_tries=4)
     return s * (1 - (label > 0).to(s)), m, label
 
 
@@ -265,7 +267,8 @@ def adversarial_step(
 ) -> dict[str, float]:
     """Train D (13), then G (17): real and generated maps are painted in one batched call."""
     maps = [torch.cat([a, real[n]]) for a, n in ((s, "s"), (m, "m"), (label, "l"))]
-    both = paint(stage.nets["generator"], *maps, noise_like(maps[0]), stage.data.n_classes, stage.k, stage.label_input)
+    noise = torch.cat([noise_like(s), noise_like(real["s"])])
+    both = paint(stage.nets["generator"], *maps, noise, stage.data.n_classes, stage.k, stage.label_input)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
     view = draw_view() if stage.views else [0] * 4
     of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view, **stage.learns)

@@ -61,6 +61,7 @@ def test_tianchi_comes_back(tianchi: tuple[Path, list[Patient]]) -> None:
     """Four scans in two parts, the third one stored turned round; three channels; millimetres from the header."""
     cohort = nodules.read_tianchi(tianchi[0], shape=SIDE)
     assert_round_trip(cohort, tianchi[1], 0)
+    assert cohort.counts == {"scans": 4}
     assert cohort.n_classes == 2 and all(p.images["CT"].shape[1:] == (3, *SIDE) for p in cohort.patients)
     assert {p.parent.name for p in tianchi[0].rglob("*.mhd")} == {"train_part1", "train_part2"}
     for p in cohort.patients:

@@ -22,7 +22,7 @@ from medsynth.data.chest_xray import (
     survey,
     write_chest_xray,
 )
-from medsynth.data.samples import Cohort, split_patients
+from medsynth.data.samples import Cohort, facts_of, split_patients
 
 SIZE = (64, 64)
 VICTIM = "train/PNEUMONIA/person1_bacteria_1.jpeg"
@@ -144,7 +144,7 @@ def test_a_picture_repeated_on_one_side_stays_and_makes_one_person(folder: Path)
         picture.save(folder / VICTIM.replace("person1_bacteria_1", "person50_bacteria_50").replace("jpeg", "png"))
     with pytest.warns(UserWarning, match="1 pictures under several names.*person50_bacteria_50.png"):
         cohort = read(folder)
-    assert not cohort.set_aside and "person50_bacteria" not in [p.name for p in cohort.patients]
+    assert not cohort.set_aside and "person50_bacteria" not in [f.name for f in facts_of(cohort.patients)]
     assert len(next(p for p in cohort.patients if p.name == "person1_bacteria").classes) == 2
 
 
@@ -231,7 +231,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder: Path, spoil: Callable,
     with pytest.warns(UserWarning, match="1 of 12 records set aside"):
         cohort = read(folder)
     (reason,) = cohort.set_aside.values()
-    assert says in reason and len(cohort.patients) == 8 and "person1_bacteria" not in [p.name for p in cohort.patients]
+    assert says in reason and len(cohort.patients) == 8 and "person1_bacteria" not in [f.name for f in facts_of(cohort.patients)]
 
 
 def test_an_empty_file_is_named(folder: Path) -> None:

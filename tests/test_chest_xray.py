@@ -78,6 +78,8 @@ def test_the_thesis_and_the_repackaged_size(written: Path) -> None:
     assert read_chest_xray(written).patients[0].images["X-ray"].shape[1:] == (512, 512)
     assert [s.name for s in SOURCES] == ["chest_xray", "chest_xray_224"]
     cohort = SOURCES[1].read(written)
+    assert sum(cohort.counts.values()) == sum(f.n_images for f in facts_of(cohort.patients)), "films, as was published"
+    assert cohort.counts["test"] == sum(f.n_images for f in facts_of(cohort.patients) if f.name in cohort.test) > 0
     assert cohort.name == "chest_xray_224" and cohort.patients[0].images["X-ray"].shape[1:] == (224, 224)
 
 

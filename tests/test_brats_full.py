@@ -14,7 +14,7 @@ from medsynth.core.paths import BadRecord, BadRequest
 from medsynth.core.runs import list_runs
 from medsynth.data import brats_full
 from medsynth.data.batches import parse_data, read_cohort
-from medsynth.data.samples import Cohort, Patient, split_patients
+from medsynth.data.samples import Cohort, Patient, facts_of, split_patients
 from medsynth.training.tasks import load_slices, plan, unfold
 
 HALF_A_STEP = 0.5 / brats_full.PEAK + 1e-6
@@ -50,7 +50,7 @@ def file_of(folder: Path, part: str) -> Path:
 def assert_round_trip(cohort: Cohort, truth: list[Patient]) -> None:
     """Labels exactly, intensities to half a step of the file, the same way up."""
     known = {p.name: p for p in truth}
-    assert {p.name for p in cohort.patients} == known.keys() and not cohort.set_aside
+    assert {f.name for f in facts_of(cohort.patients)} == known.keys() and not cohort.set_aside
     assert cohort.modalities == ("T1", "T2", "T1c", "Flair") and cohort.n_classes == 5 and cohort.real
     for p in cohort.patients:
         assert p.label.shape == (50, 184, 144) and p.label.dtype == np.uint8 and np.array_equal(p.label, known[p.name].label)
@@ -67,7 +67,7 @@ def test_brats2015_from_its_folder_or_its_parent(brats2015: tuple[Path, list[Pat
     sides = {s: {p.name for p in ps} for s, ps in split_patients(cohort).items()}
     assert len(sides["test"]) == 1 and len(sides["train"]) == 2 and not sides["test"] & sides["train"]
     again = brats_full.read_brats2015(out / "BRATS2015_Training")
-    assert again.test == cohort.test and [p.name for p in again.patients] == [p.name for p in cohort.patients]
+    assert again.test == cohort.test and [f.name for f in facts_of(again.patients)] == [f.name for f in facts_of(cohort.patients)]
     assert sum(brats_full.N_PATIENTS.values()) == 274
 
 
@@ -246,7 +246,7 @@ def test_a_bad_patient_of_2015_is_named_and_the_rest_goes_on(
     spoil(folders[0])
     with pytest.warns(UserWarning, match="1 of 2 records set aside"):
         cohort = brats_full.read_brats2015(root)
-    assert [p.name for p in cohort.patients] == [folders[1].name] and says in cohort.set_aside[folders[0].name]
+    assert [f.name for f in facts_of(cohort.patients)] == [folders[1].name] and says in cohort.set_aside[folders[0].name]
 
 
 def swap(folder: Path, part: str, volume: np.ndarray, affine: np.ndarray = brats_full.AFFINE) -> None:
@@ -279,7 +279,7 @@ def test_a_bad_patient_in_nifti_is_named_and_the_rest_goes_on(
     spoil(folders[0])
     with pytest.warns(UserWarning, match="1 of 3 records set aside"):
         cohort = brats_full.read_brats_nifti(root)
-    assert [p.name for p in cohort.patients] == [f.name for f in folders[1:]] and len(cohort.modalities) == 4
+    assert [f.name for f in facts_of(cohort.patients)] == [f.name for f in folders[1:]] and len(cohort.modalities) == 4
     assert says in cohort.set_aside[folders[0].name]
 
 
@@ -339,7 +339,7 @@ def test_odd_names(brats2015: tuple[Path, list[Patient]], tmp_path: Path) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cohort = brats_full.read_brats2015(root)
-    assert {p.name for p in cohort.patients} == {"Müller, Zoë 日本", folders[1].name}
+    assert {f.name for f in facts_of(cohort.patients)} == {"Müller, Zoë 日本", folders[1].name}
 
 
 def test_a_loop_of_links_ends(brats2015: tuple[Path, list[Patient]], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from medsynth.data.chest_xray import (
     survey,
     write_chest_xray,
 )
-from medsynth.data.samples import Cohort, split_patients
+from medsynth.data.samples import Cohort, facts_of, split_patients
 
 SIZE = (64, 64)
 VICTIM = "train/PNEUMONIA/person1_bacteria_1.jpeg"
@@ -78,6 +78,8 @@ def test_the_thesis_and_the_repackaged_size(written: Path) -> None:
     assert read_chest_xray(written).patients[0].images["X-ray"].shape[1:] == (512, 512)
     assert [s.name for s in SOURCES] == ["chest_xray", "chest_xray_224"]
     cohort = SOURCES[1].read(written)
+    assert sum(cohort.counts.values()) == sum(f.n_images for f in facts_of(cohort.patients)), "films, as was published"
+    assert cohort.counts["test"] == sum(f.n_images for f in facts_of(cohort.patients) if f.name in cohort.test) > 0
     assert cohort.name == "chest_xray_224" and cohort.patients[0].images["X-ray"].shape[1:] == (224, 224)
 
 
@@ -144,7 +146,7 @@ def test_a_picture_repeated_on_one_side_stays_and_makes_one_person(folder: Path)
         picture.save(folder / VICTIM.replace("person1_bacteria_1", "person50_bacteria_50").replace("jpeg", "png"))
     with pytest.warns(UserWarning, match="1 pictures under several names.*person50_bacteria_50.png"):
         cohort = read(folder)
-    assert not cohort.set_aside and "person50_bacteria" not in [p.name for p in cohort.patients]
+    assert not cohort.set_aside and "person50_bacteria" not in [f.name for f in facts_of(cohort.patients)]
     assert len(next(p for p in cohort.patients if p.name == "person1_bacteria").classes) == 2
 
 
@@ -231,7 +233,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder: Path, spoil: Callable,
     with pytest.warns(UserWarning, match="1 of 12 records set aside"):
         cohort = read(folder)
     (reason,) = cohort.set_aside.values()
-    assert says in reason and len(cohort.patients) == 8 and "person1_bacteria" not in [p.name for p in cohort.patients]
+    assert says in reason and len(cohort.patients) == 8 and "person1_bacteria" not in [f.name for f in facts_of(cohort.patients)]
 
 
 def test_an_empty_file_is_named(folder: Path) -> None:

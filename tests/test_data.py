@@ -10,7 +10,7 @@ import pytest
 from medsynth.core.paths import BadRecord, BadRequest
 from medsynth.data import brain_ms, brats, phantom
 from medsynth.data.batches import DataRef, parse_data, read_cohort
-from medsynth.data.samples import Patient, check_patient, min_max, read_volume, split_patients
+from medsynth.data.samples import Patient, check_patient, facts_of, min_max, read_volume, split_patients
 
 AFFINE = np.diag([-1.0, 1.0, 1.0, 1.0])
 
@@ -114,7 +114,7 @@ def test_a_bad_record_is_named_and_the_rest_goes_on(tmp_path: Path, spoil: Calla
     spoil(write_patient(tmp_path, "patient07"))
     with pytest.warns(UserWarning, match="1 of 2 records set aside"):
         cohort = brain_ms.read_brain_ms(tmp_path)
-    assert [p.name for p in cohort.patients] == ["patient26"] and list(cohort.set_aside) == ["patient07"]
+    assert [f.name for f in facts_of(cohort.patients)] == ["patient26"] and list(cohort.set_aside) == ["patient07"]
     with pytest.raises(BadRequest, match=f"train split.*{says}"):
         split_patients(cohort)
 
@@ -225,7 +225,7 @@ def test_a_bad_brats_record_is_named_and_the_rest_goes_on(tmp_path: Path, spoil:
     write_brats(tmp_path, "test", "c")
     with pytest.warns(UserWarning, match="1 of 2 records set aside"):
         cohort = brats.read_brats2015_subset(tmp_path)
-    assert [p.name for p in cohort.patients] == ["c"] and says in cohort.set_aside["a"]
+    assert [f.name for f in facts_of(cohort.patients)] == ["c"] and says in cohort.set_aside["a"]
 
 
 def test_brats_folders_that_are_empty_or_share_a_patient_are_bad_requests(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_the_real_cohort(brain_ms: Path) -> None:  # noqa: F811
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cohort = read_brain_ms(brain_ms)
-    assert [p.name for p in cohort.patients] == ["patient07", "patient19", "patient26"]
+    assert [f.name for f in facts_of(cohort.patients)] == ["patient07", "patient19", "patient26"]
     assert {s: len(ps) for s, ps in split_patients(cohort).items()} == {"train": 2, "test": 1}
     assert len(cohort.extra_labels) > 27 and not cohort.set_aside
     assert all(p.label.any() and p.images["T1"].shape == (70, 192, 160) for p in cohort.patients)

@@ -8,8 +8,9 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -64,12 +65,24 @@ def save(path: Path, volume: np.ndarray, affine: np.ndarray = brain_ms.AFFINE) -
 # Every source in the table
 
 
+def shrink(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let a source's phantom be small where its own size costs seconds; the chapters' tests have each at its own size."""
+    for key, value in SMALL.items() if name == "brain_ms" else ():
+        patch.setattr(brain_ms, key, value)
+    if name in ("lung_ct", "tianchi", "lidc_lungs"):
+        s = SOURCES[name]
+        small = {"shape": (96, 96)}
+        patch.setitem(SOURCES, name, replace(s, read=partial(s.read, **small), write_phantom=partial(s.write_phantom, **small)))
+
+
 @pytest.fixture(scope="module", params=list(SOURCES))
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A data set's phantom, written by the command: its name and folder."""
     out = tmp_path_factory.mktemp("phantoms") / request.param
-    assert check("phantom", request.param, out, "--patients", 2) == 0
-    return request.param, out
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, request.param)
+        assert check("phantom", request.param, out, "--patients", 2) == 0
+        yield request.param, out
 
 
 def test_a_phantom_of_every_source_is_written_and_checks(written: tuple[str, Path], capsys: pytest.CaptureFixture) -> None:

@@ -15,7 +15,7 @@ from conftest import real_folder
 from medsynth.core.paths import BadRequest
 from medsynth.data.fundus import SOURCES, field_of_view, group_eyes, read_drive, read_fire, to_square
 from medsynth.data.fundus_phantom import draw_fundus, draw_vessels, grow_eye, turned, write_drive, write_fire
-from medsynth.data.samples import Cohort, Patient, split_patients
+from medsynth.data.samples import Cohort, Patient, facts_of, split_patients
 
 SIZE, SIDE = (58, 56), 58  # DRIVE's 584x565 at a tenth
 EYES = 10
@@ -99,7 +99,7 @@ def test_a_turned_eye_keeps_its_shape() -> None:
 def test_drive_round_trip(written: Path) -> None:
     """Labels and fields of view exactly, intensities to half a step of eight bits; DRIVE's own numbers and split."""
     cohort = read_drive(written / "DRIVE", side_px=SIDE)
-    assert [p.name for p in cohort.patients] == ["01_test", "02_test", "03_training", "04_training"]
+    assert [f.name for f in facts_of(cohort.patients)] == ["01_test", "02_test", "03_training", "04_training"]
     assert cohort.test == {"01_test", "02_test"} and not cohort.set_aside and cohort.real and cohort.n_classes == 2
     for i, p in enumerate(cohort.patients):
         painted = draw_fundus(7, i, SIZE)
@@ -114,7 +114,7 @@ def test_fire_round_trip(written: Path) -> None:
     cohort = read_fire(written / "FIRE", side_px=48)
     assert len(cohort.patients) == EYES and len(cohort.test) == 1 and not cohort.set_aside
     names = [f"{'SPA'[i % 3]}{i // 3 + 1:02d}" for i in range(EYES)]
-    assert [p.name for p in cohort.patients] == sorted(names)
+    assert [f.name for f in facts_of(cohort.patients)] == sorted(names)
     for p in cohort.patients:
         painted = [draw_fundus(7, names.index(p.name), (48, 48), view) for view in (0, 1)]
         x, inside = (np.concatenate(a) for a in ([q.images["RGB"] for q in painted], [q.inside for q in painted]))

@@ -1,8 +1,10 @@
 """Tianchi's scans and lidc_lungs: round trips, splits, and every kind of bad scan, header and table."""
 import csv
 import shutil
+import struct
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +63,7 @@ def test_tianchi_comes_back(tianchi: tuple[Path, list[Patient]]) -> None:
     """Four scans in two parts, the third one stored turned round; three channels; millimetres from the header."""
     cohort = nodules.read_tianchi(tianchi[0], shape=SIDE)
     assert_round_trip(cohort, tianchi[1], 0)
+    assert cohort.counts == {"scans": 4}
     assert cohort.n_classes == 2 and all(p.images["CT"].shape[1:] == (3, *SIDE) for p in cohort.patients)
     assert {p.parent.name for p in tianchi[0].rglob("*.mhd")} == {"train_part1", "train_part2"}
     for p in cohort.patients:
@@ -285,6 +288,18 @@ def put(root: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def cut_header(root: Path) -> None:
+    """Keep the first half of the header."""
+    header(root).write_bytes(header(root).read_bytes()[: header(root).stat().st_size // 2])
+
+
+def cut_table(root: Path) -> None:
+    """Let the table end within a row of the first scan."""
+    rows = table(root)
+    put(root, sorted(rows, key=lambda row: row["seriesuid"] == FIRST))
+    (root / nodules.TABLE).write_bytes((root / nodules.TABLE).read_bytes()[:-40])
+
+
 def first_row(column: str, value: str) -> Callable[[Path], None]:
     """Change one field of the first row, a nodule of the first scan."""
     def spoil(root: Path) -> None:
@@ -298,7 +313,7 @@ def first_row(column: str, value: str) -> Callable[[Path], None]:
 
 
 BAD = [(no_raw, f"a file {FIRST}.raw beside it"), (truncated_raw, "bytes, as its header says"),
-       (huge, "bytes, as its header says"),
+       (huge, "bytes, as its header says"), (cut_header, "a .mhd header"), (cut_table, "a finite number"),
        (elsewhere, "a file of the same folder"), (absolute, "a file of the same folder"), (linked, "a file of the same folder"),
        (local, "a file LOCAL beside it"), (no_header, "a .mhd header"), (zero_bytes, "a .mhd header with"),
        (spacing_nan, "3 finite numbers"), (spacing_zero, "above 0"), (two_sizes, "3 finite numbers"), (negative, "above 0"),
@@ -448,7 +463,23 @@ def lidc_gone(root: Path) -> None:
     (root / "images" / f"{lidc_rows(root)[0]['slice']}.png").unlink()
 
 
-BAD_LIDC = [(lidc_row(x0="-5"), "a box in"), (lidc_row(x1="4000"), "a box in"),
+def lidc_cut(root: Path) -> None:
+    """Keep the first half of the first slice's image."""
+    path = root / "images" / f"{lidc_rows(root)[0]['slice']}.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lidc_huge(root: Path) -> None:
+    """Claim a million pixels a side, with a checksum that is right."""
+    path = root / "images" / f"{lidc_rows(root)[0]['slice']}.png"
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 10**6, 10**6)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+BAD_LIDC = [(lidc_cut, "readable PNG"), (lidc_huge, "1000000000000 pixels"),
+            (lidc_row(x0="-5"), "a box in"), (lidc_row(x1="4000"), "a box in"),
             (lidc_row(x0="1", y0="1", x1="3", y1="3"), "a box in"),
             (lidc_row(y0="2.5"), "whole pixels"), (lidc_row(y1="x"), "'x'"), (lidc_row(value_at_0="nan"), "'nan'"),
             (lidc_row(value_at_65535="-9"), "two values in order"), (lidc_gone, "readable PNG"),

@@ -22,11 +22,13 @@ from .brats import SOURCE as BRATS2015_SUBSET
 from .brats_full import SOURCES as BRATS_FULL
 from .chest_xray import SOURCES as CHEST_XRAY
 from .fundus import SOURCES as FUNDUS
+from .lung_ct import SOURCE as LUNG_CT
+from .nodules import SOURCES as NODULES
 from .phantom import phantom_cohort
 from .samples import Cohort
 
 # %% ../../nbs/12_batches.ipynb #e61f8aec
-SOURCES = {s.name: s for s in (BRAIN_MS, BRATS2015_SUBSET, *BRATS_FULL, *FUNDUS, *CHEST_XRAY)}  # every data set on disk
+SOURCES = {s.name: s for s in (BRAIN_MS, BRATS2015_SUBSET, *BRATS_FULL, *FUNDUS, *CHEST_XRAY, LUNG_CT, *NODULES)}  # all on disk
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ __all__ = ['KINDS', 'SIDES', 'SICK', 'HEALTHY', 'MAX_PIXELS', 'MAX_COLOUR', 'ATT
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from PIL import Image
 
 from ..core.paths import BadRecord, BadRequest, explain, write_bytes
 from .chest_phantom import Film, draw_chest
-from .samples import Cohort, Patient, Source, gather
+from .samples import Cohort, Patient, Source, facts_of, gather
 
 # %% ../../nbs/16_chest_xray.ipynb #bdb6bb22
 KINDS = ("NORMAL", "bacteria", "virus")  # classes 0, 1, 2
@@ -220,7 +221,8 @@ def read_chest_xray(
     readers = {person: partial(read_person, person, shots, size) for person, shots in found.persons.items()}
     test = frozenset(person for person, shots in found.persons.items() if shots[0].side == "test")
     patients, bad = gather(name, readers, ("X-ray",), len(KINDS), needs, test)
-    return Cohort(name, ("X-ray",), len(KINDS), True, patients, test, found.set_aside | bad)
+    films = Counter("test" if f.name in test else "train" for f in facts_of(patients) for _ in range(f.n_images))
+    return Cohort(name, ("X-ray",), len(KINDS), True, patients, test, found.set_aside | bad, counts=dict(films))  # as published
 
 # %% ../../nbs/16_chest_xray.ipynb #8ed06b27
 QUALITY = 95  # of the JPEG files

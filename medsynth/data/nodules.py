@@ -107,8 +107,8 @@ def read_scan(
     return Patient(path.stem, {"CT": x}, label, tuple(scan.spacing_mm[::-1].tolist()), scan.affine, boxes=boxes)
 
 # %% ../../nbs/18_nodules.ipynb #77697f93
-def _scans(path: Path, wanted: dict[str, list[Annotation]], read: Callable) -> tuple[dict[str, Callable], dict[str, str]]:
-    """Return a reader for each series whose scan is there, and the reasons for the others."""
+def _scans(path: Path, wanted: dict[str, list[Annotation]], read: Callable) -> tuple[int, dict[str, Callable], dict[str, str]]:
+    """Count scans, return a reader for each series whose scan is there, and the reasons for the others."""
     files, readers, bad = {}, {}, {}
     for p in sorted(path.glob("train_part*/[!.]*")):
         if p.suffix.lower() == ".mhd":
@@ -120,7 +120,7 @@ def _scans(path: Path, wanted: dict[str, list[Annotation]], read: Callable) -> t
                                   ", ".join(f"{p.parent.name}/{p.name}" for p in there) or "none", "Add or remove files.")
         else:
             readers[series] = lambda p=there[0], f=findings: read(p, f)
-    return readers, bad
+    return sum(map(len, files.values())), readers, bad
 
 # %% ../../nbs/18_nodules.ipynb #453d53a3
 def read_tianchi(
@@ -136,7 +136,7 @@ def read_tianchi(
     found, bad = read_findings(path / TABLE)
     wanted = {s: [f for f in fs if f.kind in classes] for s, fs in found.items()}
     seen = {}
-    readers, absent = _scans(path, {s: fs for s, fs in wanted.items() if fs},
+    n_scans, readers, absent = _scans(path, {s: fs for s, fs in wanted.items() if fs},
                              lambda p, f: read_scan(p, f, classes, shape, seen))
     if not readers:
         found = next(iter((bad | absent).values()), "no such scan")
@@ -148,7 +148,7 @@ def read_tianchi(
         warn(f"tianchi: {len(bad)} of {len(found) + len(bad) - len(absent)} series set aside: {some}", stacklevel=2)
     good, worse = gather("tianchi", readers, ("CT",), len(classes) + 1, needs)
     test = lung_ct.held_out("tianchi", [p.name for p in good], seed)
-    return Cohort("tianchi", ("CT",), len(classes) + 1, True, good, test, bad | worse)
+    return Cohort("tianchi", ("CT",), len(classes) + 1, True, good, test, bad | worse, counts={"scans": n_scans})
 
 # %% ../../nbs/18_nodules.ipynb #bd178210
 LIDC_TABLE = "boxes.csv"

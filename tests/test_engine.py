@@ -199,7 +199,7 @@ def test_a_pool_of_moved_maps_leaves_the_steps_own_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
-KILLED_STEPS = 400
+KILLED_STEPS = 130
 
 
 def train_killable() -> None:

@@ -249,14 +249,14 @@ def finish(run: Run, below: list, slices: Slices) -> Run:
     if not run.done:
         for r, b in below:
             finish(r, b, slices)
-        p = run.params
-        fabric, every = open_fabric(p.get("precision", "32")), PROFILES[p["profile"]]["checkpoint_every"]
+        p, fabric = run.params, open_fabric(run.params.get("precision", "32"))
+        every = PROFILES[p["profile"]]["checkpoint_every"]
         if fabric.world_size > 1 and p["stage"] not in SHARED:
             raise BadRequest(explain(f"stage {p['stage']}", "one process", f"{fabric.world_size}", "Train it with --devices 1."))
         train(run, build(run, below, slices), p["settings"]["steps"], p["seed"], fabric, every)
     return run
 
-
+# %% ../../nbs/55_tasks.ipynb #a7c3e910
 def get_nets(task: str, stage: str, data: DataRef, recipe: str, profile: str, seed: int, **changes: object) -> dict:
     """Return the trained networks of a request, frozen; trains what is missing."""
     run, below = plan(task, stage, data, recipe, profile, seed, **changes)

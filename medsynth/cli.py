@@ -247,9 +247,8 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
                                 help="change an argument of a stage")
     for name in ("reproduce", "train", "synthesise", "quality"):
         add_request(made[name], "seed of the cases" if name == "synthesise" else "seed of everything (default 0)")
-    add_quality(made["quality"])
-    add_data(made["data"])
-    add_bench(made["bench"])
+    for name, add in (("quality", add_quality), ("data", add_data), ("bench", add_bench)):
+        add(made[name])
     made["publish"].add_argument("artefacts", **artefacts)
     made["publish"].add_argument("--data", default="phantom", help="NAME of the data (default phantom)")
     made["publish"].add_argument("--profile", default="smoke", help="scale (default smoke)")

@@ -131,7 +131,7 @@ def row_taps(sigma: float, kernel: str) -> np.ndarray:  # (3,) or (9,) float32
     taps = gaussian_taps(sigma).numpy()
     return np.outer(taps, taps).ravel() if kernel == "flattened" else taps
 
-
+# %% ../../nbs/90_bench_rivals.ipynb #7c1b2e90
 def opencv_map(x: np.ndarray, organ: np.ndarray, c: dict) -> np.ndarray:  # (H, W) uint8, 255 = line
     """Extract a structure map with OpenCV; x float32 (H, W), organ uint8 (H, W) of 0 and 255, c of CONSTANTS."""
     import cv2

@@ -77,7 +77,7 @@ def spread(
         x = torch.add(x.narrow(axis, step, n), around, alpha=side, out=around)
     return x
 
-
+# %% ../../nbs/20_edges.ipynb #4be1d7aa
 def blur(
     x: torch.Tensor,  # (B, C, H, W)
     sigma: float,  # pixels

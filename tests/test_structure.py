@@ -208,3 +208,38 @@ def test_the_same_map_on_a_gpu(image: torch.Tensor) -> None:
     here = edges.structure_map(image, m, 0.05, 0.05, 0.4, 0.3)
     there = edges.structure_map(image.cuda(), m.cuda(), 0.05, 0.05, 0.4, 0.3).cpu()
     assert (here == there).float().mean() > 0.999
+
+
+def printed_map(x: torch.Tensor, c: dict) -> torch.Tensor:
+    """Algorithm 1 as printed, step by step and in whole filters, with scipy; x (H, W), no background."""
+    taps = edges.gaussian_taps(c["sigma1"]).numpy(), edges.gaussian_taps(c["sigma2"]).numpy()
+    taps = [np.outer(t, t).ravel() if c.get("kernel") == "flattened" else t for t in taps]
+
+    def blur(a: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return ndimage.correlate1d(ndimage.correlate1d(a, t, 0, mode="nearest"), t, 1, mode="nearest")
+
+    responses = [ndimage.sobel(x.numpy(), axis, mode="nearest") for axis in (0, 1)]
+    s1, s2 = (blur((s - s.min()) / np.ptp(s), taps[0]) for s in (np.minimum(*responses), np.maximum(*responses)))
+    line = (s1.mean() - s1 > c["alpha"]) | (s2 - s2.mean() > c["alpha"])
+    blurred = blur(line.astype(np.float32), taps[1]) > c["beta"]
+    return torch.from_numpy(ndimage.median_filter(blurred.astype(np.float32), c["median_px"], mode="nearest"))
+
+
+@pytest.mark.parametrize("name", ["brats2015", "fundus", "lung_ct", "chest_xray", "phantom"])
+def test_fast_maps_are_algorithm_1(image: torch.Tensor, name: str) -> None:
+    """Additions in pieces give what whole filters do, but for ties; an image alone gives what it gives in a batch."""
+    c, n_cores = edges.CONSTANTS[name], torch.get_num_threads()
+    x = torch.nn.functional.interpolate(image, scale_factor=8, mode="bicubic").clamp(0, 1)
+    maps = edges.structure_map(x, torch.zeros_like(x), **c)
+    expected = torch.stack([printed_map(a[0], c) for a in x])[:, None]
+    assert (maps != expected).float().mean() < 0.001 and 0 < expected.mean() < 1
+    many = edges.structure_map(x.repeat(8, 1, 1, 1), torch.zeros(16, *x.shape[1:]), **c)
+    assert torch.equal(many, maps.repeat(8, 1, 1, 1)) and torch.get_num_threads() == n_cores
+
+
+def test_median_of_any_box(image: torch.Tensor) -> None:
+    """Counts are bytes up to 15 x 15 and whole numbers above."""
+    binary = (image > image.median()).float()
+    for size in (1, 3, 9, 15, 17, 31):
+        expected = ndimage.median_filter(binary[0, 0].numpy(), size, mode="nearest")
+        assert np.array_equal(edges.median(binary, size)[0, 0].numpy(), expected), size

@@ -36,7 +36,11 @@ def started_with() -> tuple[int, int]:  # processes a node, nodes
     """Say how many processes this program was started as: by torchrun, or by MEDSYNTH_DEVICES and MEDSYNTH_NODES."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("MEDSYNTH_DEVICES", "1")))
     world = os.environ.get("WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else None
-    return local, int(world) // local if world else int(os.environ.get("MEDSYNTH_NODES", "1"))
+    nodes = int(world) // local if world and local else int(os.environ.get("MEDSYNTH_NODES", "1"))
+    if min(local, nodes) < 1:
+        raise BadRequest(explain("--devices and --nodes", "at least 1 of each", f"{local} and {nodes}",
+                                 "Leave them out for one process."))
+    return local, nodes
 
 
 @cache

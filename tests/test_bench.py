@@ -86,7 +86,7 @@ def test_monai_works_as_hard() -> None:
     """Within 5% of our U-net's MACs at the sizes of both scales."""
     for scale in run.SCALES.values():
         x = torch.zeros(1, 1, *scale["size"])
-        macs = rivals.count_macs(run.UNet(1, 5, 16), x)
+        macs = rivals.count_macs(rivals.as_written(run.UNet(1, 5, 16)), x)
         assert rivals.count_macs(rivals.monai_unet(macs, 1, 5, scale["size"]), x) == pytest.approx(macs, rel=0.05)
 
 
@@ -109,3 +109,11 @@ def test_what_is_not_installed_is_not_run(monkeypatch: pytest.MonkeyPatch, capsy
     said = capsys.readouterr().out
     assert said.count("not run") == 2 and "medsynth[bench]" in said and "scipy per image" in said
     assert main(["bench", "speed"]) == 2
+
+
+def test_layers_as_written_are_ours() -> None:
+    """A conditioned U-net computed layer by layer answers as ours, in float64."""
+    net = run.UNet(2, 1, 4, 3).double()
+    x, condition = torch.rand(3, 2, 32, 24, dtype=torch.float64), torch.tensor([2, 0, 1])
+    ours = net(x, condition)
+    assert torch.allclose(rivals.as_written(net)(x, condition), ours, rtol=0, atol=1e-12)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import ConditionalInstanceNorm, ConvBlock, initialise, upsample
+from .blocks import ConditionalInstanceNorm, ConvBlock, initialise
 
 # %% ../../nbs/31_unet.ipynb #c2846c93
 CONVOLUTIONS = {"down": ((1, 2), (2, 4), (4, 4)), "up": ((8, 4), (6, 2), (3, 1))}  # in and out, in units of w
@@ -62,15 +62,21 @@ def encode(net: UNet, x: torch.Tensor) -> list[torch.Tensor]:
     return features
 
 
-def decode(net: UNet, features: list[torch.Tensor], condition: torch.Tensor | None = None) -> torch.Tensor:
-    """Decode features to logits (B, n_out, H, W); `condition` (B,) indexes modalities."""
+def decode(
+    net: UNet,
+    features: list[torch.Tensor],  # of N images
+    condition: torch.Tensor | None = None,  # (M,) modalities
+    source: torch.Tensor | None = None,  # (M,) the image each of them is decoded from; None: M = N, in order
+) -> torch.Tensor:  # (M, n_out, H, W) logits
+    """Decode features, an image once or several times; what does not depend on the modality is computed once an image."""
     *skips, x = features
+    x = x if source is None else x.index_select(0, source)
     if net.planes:
         one_hot = F.one_hot(condition, net.planes).to(x)
         x = torch.cat([x, one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
     x = net.bottleneck(x, condition)
     for up, skip in zip(net.up, reversed(skips), strict=True):
-        x = up(torch.cat([upsample(x), skip], 1), condition)
+        x = up.grow(x, skip, condition, source)
     logits = net.head(x)
     return logits if net.last is None else net.last(logits)
 
@@ -78,5 +84,5 @@ def decode(net: UNet, features: list[torch.Tensor], condition: torch.Tensor | No
 def decode_all(net: UNet, features: list[torch.Tensor], k: int) -> torch.Tensor:  # (B, k, H, W)
     """Decode once for each of k conditions in one batched call; the network's n_out must be 1."""
     n, (height, width) = len(features[0]), features[0].shape[2:]
-    condition = torch.arange(k, device=features[0].device).repeat(n)
-    return decode(net, [f.repeat_interleave(k, 0) for f in features], condition).view(n, k, height, width)
+    each = torch.arange(n * k, device=features[0].device)
+    return decode(net, features, each % k, each // k).view(n, k, height, width)

@@ -173,7 +173,9 @@ def write_dataset(
     rows = read_index(out, painter.modalities)
     there, at, kept = sum(r["kept"] for r in rows.values()), 0, 0
     write_bytes(out / "cases.csv", encode_rows([rows[r] for r in sorted(rows)]) if rows else b"")
-    with tqdm(total=n, desc="cases", unit="case", leave=False, disable=not sys.stderr.isatty()) as bar:
+    bar = tqdm(total=n, desc="cases", unit="case", leave=False, disable=not sys.stderr.isatty())
+    with bar, ThreadPoolExecutor(max_workers=1) as writer:  # it writes a batch while the next is drawn
+        written = writer.submit(write_batch, out, [], about)
         while kept < n:
             records = range(at, at + min(batch, CHUNK * math.ceil((n - kept) / CHUNK)))
             new, taken = draw_rows(painter, seed, [r for r in records if r not in rows], filters, own), []
@@ -182,11 +184,13 @@ def write_dataset(
                     break
                 kept, taken = kept + (new[r][0] if r in new else rows[r])["kept"], [*taken, r]
             fresh, at = [new[r] for r in taken if r in new], at + len(taken)
-            write_batch(out, fresh, about)
+            written.result()
+            written = writer.submit(write_batch, out, fresh, about)
             rows |= {row["record"]: row for row, _ in fresh}
             bar.update(kept - bar.n)
             if scarce(at, kept):
                 check_share([rows[r] for r in range(at)], filters)
+        written.result()
     return finish_dataset(out, rows, filters) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
 
 # %% ../../nbs/73_stream.ipynb #e746b33b

@@ -47,9 +47,10 @@ class Stage(Protocol):
 
 def descend(fabric: "Fabric", optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """Take one optimiser step down a loss, by the mean gradient of all processes."""
+    weights = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad()
-    fabric.backward(loss)
-    average([p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None])
+    fabric.backward(loss, inputs=weights)  # and no gradients for the weights of what else the loss went through
+    average([p.grad for p in weights if p.grad is not None])
     optimiser.step()
 
 

@@ -39,9 +39,9 @@ def translate(
     n, size = len(x), x.shape[2:]
     sources, place = pairs[:, 0].unique(return_inverse=True)
     features = encode(net, x[:, sources].movedim(1, 0).reshape(-1, 1, *size))
-    features = [f.view(len(sources), n, *f.shape[1:])[place].flatten(0, 1) for f in features]
+    rows = (n * place[:, None] + torch.arange(n)).flatten().to(x.device)
     targets = pairs[:, 1].to(x.device).repeat_interleave(n)
-    return decode(net, features, targets).sigmoid().view(len(pairs), n, *size)
+    return decode(net, features, targets, rows).sigmoid().view(len(pairs), n, *size)
 
 # %% ../../nbs/53_translator.ipynb #4c6c9c39
 def of_pairs(x: torch.Tensor, pairs: torch.Tensor, side: int) -> torch.Tensor:  # (P B, 1, H, W)
@@ -60,7 +60,9 @@ def critic_terms(
     class_loss: str = "index",  # or "cross-entropy" (D9)
 ) -> dict[str, torch.Tensor]:
     """Compute D_t's losses (eq. 20) and its mean answers."""
-    d_real, c_real = critic(turned(of_pairs(x, pairs, 1), view))
+    targets, place = pairs[:, 1].unique(return_inverse=True)  # a real image is looked at once for all that lead to it
+    rows = (len(x) * place[:, None] + torch.arange(len(x))).flatten().to(x.device)
+    d_real, c_real = (v[rows] for v in critic(turned(x[:, targets].movedim(1, 0).flatten(0, 1)[:, None], view)))
     d_fake, c_fake = critic(turned(x_t.detach().flatten(0, 1)[:, None], view))
     target = pairs[:, 1].to(x.device).repeat_interleave(len(x))
     c_fake = c_fake if fake_classes else None

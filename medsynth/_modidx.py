@@ -416,8 +416,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'medsynth/evaluation/data_check.py'),
                                                 'medsynth.evaluation.data_check.open_data': ( 'data_check.html#open_data',
                                                                                               'medsynth/evaluation/data_check.py'),
-                                                'medsynth.evaluation.data_check.panel': ( 'data_check.html#panel',
-                                                                                          'medsynth/evaluation/data_check.py'),
                                                 'medsynth.evaluation.data_check.run_cache': ( 'data_check.html#run_cache',
                                                                                               'medsynth/evaluation/data_check.py'),
                                                 'medsynth.evaluation.data_check.run_check': ( 'data_check.html#run_check',

@@ -823,6 +823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'medsynth.show': { 'medsynth.show.Picture': ('show.html#picture', 'medsynth/show.py'),
                                'medsynth.show.Picture._repr_png_': ('show.html#picture._repr_png_', 'medsynth/show.py'),
                                'medsynth.show.curves': ('show.html#curves', 'medsynth/show.py'),
+                               'medsynth.show.fitted': ('show.html#fitted', 'medsynth/show.py'),
                                'medsynth.show.grid': ('show.html#grid', 'medsynth/show.py'),
                                'medsynth.show.paint_label': ('show.html#paint_label', 'medsynth/show.py')},
             'medsynth.structure.edges': { 'medsynth.structure.edges._filter': ('edges.html#_filter', 'medsynth/structure/edges.py'),

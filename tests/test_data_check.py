@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from medsynth.cli import main
@@ -171,6 +172,27 @@ def test_a_real_set_s_sheet_credits_its_makers(folder: Path, monkeypatch: pytest
     """A folder without the mark is taken for what it says it is."""
     said = sheet_says(f"brain_ms={folder}", monkeypatch)
     assert SOURCES["brain_ms"].attribution in said and "PHANTOM" not in said
+
+
+def test_a_sheet_has_no_empty_column_and_nothing_is_cut_off() -> None:
+    """One image a patient: a column a modality and one of the label; two where one has two; text stays inside."""
+    x = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 1, 6, 8).repeat(3, 1)
+    one = Patient("name of one patient", {"RGB": x}, np.ones((1, 6, 8), np.uint8))
+    two = replace(one, images={"RGB": x.repeat(2, 0)}, label=np.ones((2, 6, 8), np.uint8))
+    cohort = Cohort("drive", ("RGB",), 2, True, [one, one], frozenset(), {})
+    for shown, labelled, columns in (([one, one], True, 2), ([one, two], True, 4), ([one, one], False, 1)):
+        shown = [replace(p, labelled=labelled) for p in shown]
+        sheet = data_check.data_sheet(cohort, shown, "PHANTOM in the layout of brats2015_subset", "a long credit, " * 12)
+        assert len(sheet.axes) == len(shown) * columns
+        canvas = FigureCanvasAgg(sheet)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        boxes = {t.get_text(): t.get_window_extent(renderer) for t in sheet.findobj(Text) if t.get_text().strip()}
+        cut = [t for t, b in boxes.items() if b.x0 < 0 or b.y0 < 0 or b.x1 > sheet.bbox.x1 or b.y1 > sheet.bbox.y1]
+        assert not cut and "a long credit" in "".join(boxes)
+        panels = [a.get_window_extent(renderer) for a in sheet.axes]
+        for text in sheet.texts:
+            assert not any(text.get_window_extent(renderer).overlaps(b) for b in panels), "no text over an image"
 
 
 # What a user's folder may be like

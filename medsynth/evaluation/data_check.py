@@ -155,7 +155,7 @@ def cautions(cohort: Cohort, seen: Seen, expected: dict[str, int]) -> list[str]:
 # %% ../../nbs/82_data_check.ipynb #71ba7a0e
 def data_sheet(cohort: Cohort, shown: list[Patient], title: str, caption: str) -> Picture:
     """Draw a row a patient: every modality of one image (of two, where modalities are few), then the label over the last."""
-    rows, names, n = [], [], 1 if len(cohort.modalities) > 2 else 2
+    rows, names, n = [], [], 1 + (len(cohort.modalities) < 3 and max(len(p.label) for p in shown) > 1)
     labelled = any(p.labelled for p in shown)
     for p in shown:
         row, gap = [], next(iter(p.images.values()))[0]
@@ -167,7 +167,7 @@ def data_sheet(cohort: Cohort, shown: list[Patient], title: str, caption: str) -
                 grey = last if last.ndim == 2 else last.mean(-1)
                 row.append(paint_label(torch.from_numpy(p.label[z]), grey) if images and p.labelled else None)
         rows.append(row)
-        names.append(f"{p.name[-12:]}{' test' if p.name in cohort.test else ''}")
+        names.append(f"{p.name[-24:]}{' test' if p.name in cohort.test else ''}")
     return grid(rows, ([*cohort.modalities] + ["label"] * labelled) * n, names, title, caption)
 
 # %% ../../nbs/82_data_check.ipynb #8ef1e826

@@ -392,6 +392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.plans_of': ( 'catalogue.html#plans_of',
                                                                                            'medsynth/evaluation/catalogue.py'),
+                                               'medsynth.evaluation.catalogue.real_sets': ( 'catalogue.html#real_sets',
+                                                                                            'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.reproduce': ( 'catalogue.html#reproduce',
                                                                                             'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.reproduce_plan': ( 'catalogue.html#reproduce_plan',

@@ -14,11 +14,12 @@ import pytest
 from skimage.io import imsave
 
 from medsynth.cli import main
-from medsynth.core.artefacts import REDISTRIBUTABLE
+from medsynth.core.artefacts import REDISTRIBUTABLE, save_artefact
 from medsynth.core.paths import home
-from medsynth.data.batches import parse_data
+from medsynth.data.batches import SOURCES, parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS, DEPARTURES
 from medsynth.evaluation.subjects import dataset_cases
+from medsynth.show import grid
 from medsynth.training.tasks import load_slices
 
 MEDSYNTH = Path(sys.executable).parent / "medsynth"
@@ -129,6 +130,28 @@ def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> Non
     assert said.returncode == 0
     assert sorted(p.name for p in (tmp_path / "phantom").iterdir()) == ["fig_16.json", "fig_16.png"]
     assert typed("publish", "fig_16", "--figures", tmp_path, "--recipe", "thesis").returncode == 2, "none was made of that recipe"
+
+
+@pytest.mark.parametrize("data", ["real_images", *(n for n in ("phantom", *SOURCES) if n not in REDISTRIBUTABLE)])
+def test_publish_refuses_real_images(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A picture that shows them, or does not say, stays at home whatever is typed; a phantom's beside it is published."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    facts = {"data": data, "data_hash": "0", "profile": "demo", "seed": 0, "minutes": 0.1, "key": "k"}
+    picture = grid([[np.zeros((8, 8))]])
+    save_artefact("fig_08", facts | {"shows_real_images": True}, picture)
+    save_artefact("unsaid", facts, picture)
+    save_artefact("synthetic", facts | {"shows_real_images": False}, picture)
+    save_artefact("fig_08", facts | {"data": "phantom", "shows_real_images": False}, picture)
+    words = ["--profile", "demo", "--figures", str(tmp_path / "figures")]
+    for more in ([], ["fig_08", "unsaid", "--force"]):
+        assert main(["publish", *more, "--data", data, *words]) == 0
+        said = capsys.readouterr().err
+        assert all(f"{name}: not published" in said for name in ("fig_08", "unsaid")) and "licence" in said
+    assert main(["publish", "fig_08", *words]) == 0
+    assert sorted(str(p.relative_to(tmp_path / "figures")) for p in (tmp_path / "figures").rglob("*.png")) == sorted(
+        ["phantom/fig_08.png", f"{data}/synthetic.png"])
 
 
 def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedProcess) -> None:

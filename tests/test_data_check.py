@@ -17,10 +17,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from medsynth.cli import main
 from medsynth.core import arrays
-from medsynth.core.paths import BadRecord, BadRequest, home
+from medsynth.core.paths import BadRecord, BadRequest, home, read_json
 from medsynth.data import brain_ms, brats, phantom
 from medsynth.data.batches import SOURCES, DataRef, data_hash, files_under, parse_data, read_cohort
 from medsynth.data.samples import Cohort, Patient, facts_of, gather, split_patients
@@ -90,7 +92,7 @@ def test_a_phantom_of_every_source_is_written_and_checks(written: tuple[str, Pat
     name, out = written
     assert check("check", f"{name}={out}", "--strict") == 0
     said = capsys.readouterr().out
-    assert "set aside" in said and str(out) in said and SOURCES[name].licence in said
+    assert "set aside" in said and f"{name}: {out}  (PHANTOM)" in said and SOURCES[name].licence not in said
     assert (home() / "checks" / name / "contact_sheet.png").stat().st_size > 1000
 
 
@@ -145,6 +147,52 @@ def test_misregister_is_read_by_the_metric() -> None:
     coarse = replace(p, spacing_mm=(1.0, 2.0, 2.0))
     assert abs(shift(phantom.misregister(coarse, "T2", shift_mm=(3, 0))) - 1.5) < 0.3
     assert np.array_equal(moved[0].label, p.label) and moved[0].images["T1"] is p.images["T1"]
+
+
+def sheet_says(data: str, patch: pytest.MonkeyPatch) -> str:
+    """Check a data set and give all that is written in its contact sheet, a line a text."""
+    draw, drawn = data_check.data_sheet, []
+    patch.setattr(data_check, "data_sheet", lambda *words: drawn.append(draw(*words)) or drawn[0])
+    assert check("check", data) == 0
+    return "\n".join(" ".join(t.get_text().split()) for t in drawn[0].findobj(Text))
+
+
+def test_a_phantom_s_sheet_says_so_and_credits_nobody(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command marks the folder, with the same bytes for the same seed; the sheet has PHANTOM as its title."""
+    for name in ("a", "b"):
+        assert check("phantom", "brain_ms", tmp_path / name, "--patients", 2, "--seed", 5) == 0
+    first, other = (files_under(tmp_path / name) for name in ("a", "b"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in other]
+    assert read_json(tmp_path / "a" / "phantom.json") == {"phantom": "brain_ms", "patients": 2, "seed": 5}
+    said = sheet_says(f"brain_ms={tmp_path / 'a'}", monkeypatch)
+    assert "PHANTOM in the layout of brain_ms" in said and SOURCES["brain_ms"].attribution not in said and "CC BY" not in said
+
+
+def test_a_real_set_s_sheet_credits_its_makers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without the mark is taken for what it says it is."""
+    said = sheet_says(f"brain_ms={folder}", monkeypatch)
+    assert SOURCES["brain_ms"].attribution in said and "PHANTOM" not in said
+
+
+def test_a_sheet_has_no_empty_column_and_nothing_is_cut_off() -> None:
+    """One image a patient: a column a modality and one of the label; two where one has two; text stays inside."""
+    x = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 1, 6, 8).repeat(3, 1)
+    one = Patient("name of one patient", {"RGB": x}, np.ones((1, 6, 8), np.uint8))
+    two = replace(one, images={"RGB": x.repeat(2, 0)}, label=np.ones((2, 6, 8), np.uint8))
+    cohort = Cohort("drive", ("RGB",), 2, True, [one, one], frozenset(), {})
+    for shown, labelled, columns in (([one, one], True, 2), ([one, two], True, 4), ([one, one], False, 1)):
+        shown = [replace(p, labelled=labelled) for p in shown]
+        sheet = data_check.data_sheet(cohort, shown, "PHANTOM in the layout of brats2015_subset", "a long credit, " * 12)
+        assert len(sheet.axes) == len(shown) * columns
+        canvas = FigureCanvasAgg(sheet)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        boxes = {t.get_text(): t.get_window_extent(renderer) for t in sheet.findobj(Text) if t.get_text().strip()}
+        cut = [t for t, b in boxes.items() if b.x0 < 0 or b.y0 < 0 or b.x1 > sheet.bbox.x1 or b.y1 > sheet.bbox.y1]
+        assert not cut and "a long credit" in "".join(boxes)
+        panels = [a.get_window_extent(renderer) for a in sheet.axes]
+        for text in sheet.texts:
+            assert not any(text.get_window_extent(renderer).overlaps(b) for b in panels), "no text over an image"
 
 
 # What a user's folder may be like

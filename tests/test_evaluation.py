@@ -12,7 +12,7 @@ from medsynth.core.runs import Run
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
 from medsynth.evaluation import pictures, quality, reading, rows, sets, subjects
-from medsynth.evaluation.catalogue import Request
+from medsynth.evaluation.catalogue import Request, artefact_key, facts
 from medsynth.evaluation.subjects import Subject
 from medsynth.metrics.intervals import Estimate
 from medsynth.metrics.lesion import overlap
@@ -370,3 +370,27 @@ def test_rows_are_plain_values() -> None:
     """JSON takes them."""
     row = rows.Row("a", "b", "c", "d", None, "not measured", scores=np.zeros(3), shown=lambda cases: ([], []))
     assert json.loads(json.dumps(quality.plain(row)))["verdict"] == "not measured"
+
+
+def test_a_figure_of_real_sets_is_made_anew_when_they_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fig. 8's key and provenance follow what lies under $MEDSYNTH_DATA, to the byte; no other figure's does."""
+    monkeypatch.delenv("MEDSYNTH_DATA", raising=False)
+    request = Request(parse_data("phantom"))
+
+    def keys() -> tuple[str, str]:
+        return artefact_key("fig_08", request), artefact_key("fig_06", request)
+    without = keys()
+    assert set(facts("fig_08", request, 0, True)["real_sets"].values()) == {"none"}
+    assert "real_sets" not in facts("fig_06", request, 0, True)
+    image = tmp_path / "DRIVE" / "test" / "images" / "01_test.tif"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"one")
+    monkeypatch.setenv("MEDSYNTH_DATA", str(tmp_path))
+    found = keys()
+    said = facts("fig_08", request, 0, True)["real_sets"]
+    assert said["brain_ms"] == "none" and len(said["drive"]) == 12
+    image.write_bytes(b"two")
+    changed = keys()
+    assert len({without[0], found[0], changed[0]}) == 3 and without[1] == found[1] == changed[1]
+    monkeypatch.delenv("MEDSYNTH_DATA")
+    assert keys() == without

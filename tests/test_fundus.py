@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,24 @@ from PIL import Image
 
 from conftest import real_folder
 from medsynth.core.paths import BadRequest
+from medsynth.data import fundus_phantom
 from medsynth.data.fundus import SOURCES, field_of_view, group_eyes, read_drive, read_fire, to_square
 from medsynth.data.fundus_phantom import draw_fundus, draw_vessels, grow_eye, turned, write_drive, write_fire
 from medsynth.data.samples import Cohort, Patient, facts_of, split_patients
 
 SIZE, SIDE = (58, 56), 58  # DRIVE's 584x565 at a tenth
 EYES = 10
+drawn = cache(draw_fundus)  # the truth that files are compared with; that drawing twice gives the same is a test of its own
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantoms in both layouts: four DRIVE images, ten FIRE eyes."""
     root = tmp_path_factory.mktemp("fundus")
-    write_drive(root / "DRIVE", 4, 7, SIZE)
-    write_fire(root / "FIRE", EYES, 7, 48)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fundus_phantom, "draw_fundus", drawn)
+        write_drive(root / "DRIVE", 4, 7, SIZE)
+        write_fire(root / "FIRE", EYES, 7, 48)
     return root
 
 
@@ -102,7 +107,7 @@ def test_drive_round_trip(written: Path) -> None:
     assert [f.name for f in facts_of(cohort.patients)] == ["01_test", "02_test", "03_training", "04_training"]
     assert cohort.test == {"01_test", "02_test"} and not cohort.set_aside and cohort.real and cohort.n_classes == 2
     for i, p in enumerate(cohort.patients):
-        painted = draw_fundus(7, i, SIZE)
+        painted = drawn(7, i, SIZE)
         assert np.array_equal(p.label[..., 1:57], painted.label) and np.array_equal(p.inside[..., 1:57], painted.inside)
         assert p.label.dtype == p.inside.dtype == np.uint8 and p.labelled and p.label.sum() == painted.label.sum()
         assert p.images["RGB"].dtype == np.float32 and p.images["RGB"].shape == (1, 3, SIDE, SIDE)
@@ -116,7 +121,7 @@ def test_fire_round_trip(written: Path) -> None:
     names = [f"{'SPA'[i % 3]}{i // 3 + 1:02d}" for i in range(EYES)]
     assert [f.name for f in facts_of(cohort.patients)] == sorted(names)
     for p in cohort.patients:
-        painted = [draw_fundus(7, names.index(p.name), (48, 48), view) for view in (0, 1)]
+        painted = [drawn(7, names.index(p.name), (48, 48), view) for view in (0, 1)]
         x, inside = (np.concatenate(a) for a in ([q.images["RGB"] for q in painted], [q.inside for q in painted]))
         assert p.images["RGB"].shape == (2, 3, 48, 48) and not p.labelled and not p.label.any()
         assert np.abs(p.images["RGB"] - x).mean() < 0.02
@@ -171,12 +176,12 @@ def test_no_eye_and_no_image_is_on_both_sides(written: Path, fire: Path) -> None
     for new, old in (("S09_1", "S01_2"), ("S09_2", "P02_1"), ("A08_1", "P02_2"), ("A08_2", "A08_2x")):
         if (images / f"{old}.jpg").exists():
             shutil.copy(images / f"{old}.jpg", images / f"{new}.jpg")
-    drawn = set()
+    held_out = set()
     for seed in range(12):
         cohort = read_fire(fire, side_px=16, seed=seed)
         assert disjoint(cohort) and len(cohort.patients) == EYES - 1 and not cohort.set_aside
-        drawn |= cohort.test
-    assert len(drawn) > 3, "the seed decides who is held out"
+        held_out |= cohort.test
+    assert len(held_out) > 3, "the seed decides who is held out"
     eye = next(p for p in cohort.patients if "+" in p.name)
     assert eye.name == "A08+P02+S01+S09" and len(eye.images["RGB"]) == 4, "each image once"
     assert read_fire(fire, side_px=16, seed=3).test == read_fire(fire, side_px=16, seed=3).test

@@ -74,7 +74,7 @@ def save_artefact(
 # %% ../../nbs/03_artefacts.ipynb #a4388e2c
 def _may_publish(there: Path, here: dict) -> str:
     """Return why an artefact must not be published, or nothing."""
-    if here.get("shows_real_images") and here["data"] not in REDISTRIBUTABLE:
+    if here.get("shows_real_images", True) and here["data"] not in REDISTRIBUTABLE:  # one that does not say may show them
         return f"it shows real images of {here['data']}, whose licence does not allow that"
     old = PROFILE_ORDER.index(read_json(there)["profile"]) if there.exists() else -1
     if old > PROFILE_ORDER.index(here["profile"]):

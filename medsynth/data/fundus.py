@@ -212,7 +212,7 @@ def read_fire(
     if not files:
         raise BadRequest(explain(str(path), "Images/*.jpg", "no such file", "Give the folder as --data fire=PATH."))
     images, bad = gather("fire", {f.stem: (lambda f=f: _read_view(f, side_px)) for f in files}, ("RGB",), 2)
-    eyes = group_eyes(images)
+    eyes = group_eyes(list(images))  # read once here: every grouping below looks at all of them
     drawn = sorted(eyes, key=lambda p: key(seed, "fire split", p.name))[:max(1, round(len(eyes) / 10))]
     return Cohort("fire", ("RGB",), 2, True, eyes, frozenset(p.name for p in drawn), bad)
 

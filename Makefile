@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+WORKERS ?= 2
 
 # Passed to `medsynth reproduce` only when set: make reproduce PROFILE=demo DATA=brain_ms=/path/to/brain_ms
 REPRODUCE_ARGS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(DATA),--data '$(DATA)') \
@@ -33,8 +34,8 @@ $(STAMP): settings.ini setup.py constraints.txt
 reproduce: $(STAMP) ## make the thesis's tables and figures again
 	$(REPRODUCE_ENV) $(BIN)/medsynth reproduce $(REPRODUCE_ARGS)
 
-test: $(STAMP) ## run every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP) ## run every test but the slow ones, on WORKERS cores (2), a file on one
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,16 @@ from pathlib import Path
 import pytest
 
 os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would fight over two cores
+
+LONGEST = ("test_chapters", "test_cli", "test_training", "test_data_check", "test_evaluation")  # files that workers take first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no worker is left alone with one at the end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="medsynth-test-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         home = folder.name
-    os.environ["MEDSYNTH_HOME"] = home
+    os.environ["MEDSYNTH_HOME"] = str(Path(home) / os.environ.get("PYTEST_XDIST_WORKER", ""))
 
 
 def pytest_report_header() -> list[str]:

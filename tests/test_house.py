@@ -160,16 +160,6 @@ def test_experiments_have_one_parameters_cell_and_export_and_store_nothing() -> 
     assert not (faults := offenders(EXPERIMENTS, find)), faults
 
 
-@pytest.mark.skipif(not CHAPTERS, reason="no chapter is there yet")
-def test_every_chapter_runs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """nbdev-test runs the cells of every chapter; a failing one is shown with its traceback."""
-    home = str(tmp_path_factory.mktemp("chapters"))
-    said = run(BIN / "nbdev-test", "--skip-folder-re", "^[_.]|^experiments$", "--n-workers", "2",
-               OMP_NUM_THREADS="1",  # two workers of two threads each would fight over two cores
-               MEDSYNTH_HOME=home, MPLBACKEND="agg")
-    assert said.returncode == 0, said.stdout
-
-
 # Modules
 
 

@@ -29,7 +29,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,1000"
 ).split()
 PICTURES = ".jp-OutputArea img[src^='data:image/png']"
-START_S, RUN_S, DRAW_S = 30, 40, 10
+START_S, RUN_S, DRAW_S = 90, 120, 30
 
 pytestmark = [
     pytest.mark.browser,

@@ -165,6 +165,7 @@ def test_a_phantom_s_sheet_says_so_and_credits_nobody(small: None, tmp_path: Pat
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in other]
     assert read_json(tmp_path / "a" / "phantom.json") == {"phantom": "brain_ms", "patients": 2, "seed": 5}
     said = sheet_says(f"brain_ms={tmp_path / 'a'}", monkeypatch)
+    assert not read_cohort(DataRef("brain_ms", tmp_path / "a")).real, "what is trained on it is marked phantom too"
     assert "PHANTOM in the layout of brain_ms" in said and SOURCES["brain_ms"].attribution not in said and "CC BY" not in said
 
 

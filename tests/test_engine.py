@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from medsynth.core.paths import BadRequest
 from medsynth.core.random import own_rows
 from medsynth.core.runs import Run, checkpoint_step, run_of
+from medsynth.data.batches import DataRef
 from medsynth.show import Picture, curves
 from medsynth.structure.pool import map_pool
 from medsynth.training.engine import Stopped, close_processes, open_fabric
 from medsynth.training.loop import descend, train
 from medsynth.training.synthesis import Pretraining
+from medsynth.training.tasks import batches_of, plan
 
 STAGES = ("pretraining", "processor", "translator", "density", "lines", "synthesis")
 N_STEPS = 20
@@ -154,20 +156,69 @@ def toy_run(note: int) -> Run:
     return run_of({"task": "t", "data": "d", "stage": "slow", "recipe": "r", "profile": "p", "seed": note})
 
 
-def test_sigterm_finishes_the_step_saves_and_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked to stop at step 17, of 40 with a checkpoint every 10: a checkpoint at 18, the one before it beside it."""
+@pytest.mark.parametrize(("settings", "kept"), [({}, (10, 18)), ({"accumulate": 4, "clip": 0.1, "ema": 0.9}, (0, 20))],
+                         ids=["plain", "every setting"])
+def test_sigterm_finishes_the_step_saves_and_resumes_to_the_same_bits(
+    settings: dict, kept: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop at batch 17, of 40, a checkpoint every 10: one at 18 (a step of four ends at 20), one before beside it."""
     monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path / "whole"))
-    whole = train(toy_run(0), Slow(at=-1), 40, 0, open_fabric(), 10)
+    whole = train(toy_run(0), Slow(at=-1), 40, 0, open_fabric(), 10, **settings)
     monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path / "stopped"))
-    with pytest.raises(Stopped, match="at step 18 of 40"):
-        train(toy_run(0), Slow(at=17), 40, 0, open_fabric(), 10)
+    with pytest.raises(Stopped, match=f"at step {kept[1]} of 40"):
+        train(toy_run(0), Slow(at=17), 40, 0, open_fabric(), 10, **settings)
     run = toy_run(0)
-    assert checkpoint_step(run.path / "last.safetensors") == 18 and (run.path / "step_0000010.safetensors").exists()
-    train(run, Slow(at=-1), 40, 0, open_fabric(), 10)
+    assert checkpoint_step(run.path / "last.safetensors") == kept[1]
+    assert (run.path / f"step_{kept[0]:07d}.safetensors").exists() == (kept[0] > 0)
+    train(run, Slow(at=-1), 40, 0, open_fabric(), 10, **settings)
     for name in ("last.safetensors", "metrics.jsonl"):
         same = (run.path / name).read_bytes() == (whole.path / name).read_bytes()
         assert same, name
     assert not list(run.path.glob("step_*")), "a finished run keeps its last checkpoint alone"
+
+
+class Given:
+    """A stage of one weight w, whose loss is w times a number given for each batch, so that its gradient is that number."""
+
+    def __init__(self, numbers: tuple[float, ...]):
+        self.nets, self.numbers = {"net": torch.nn.Linear(1, 1, bias=False)}, numbers
+        torch.nn.init.zeros_(self.nets["net"].weight)
+        self.optimisers = {"net": torch.optim.SGD(self.nets["net"].parameters(), 1.0)}
+
+    def step(self, t: int) -> dict[str, float]:
+        """Step against the gradient of batch t."""
+        loss = self.nets["net"].weight.sum() * self.numbers[t]
+        descend(open_fabric(), self.optimisers["net"], loss)
+        return {"loss": loss.item()}
+
+    picture = Slow.picture
+
+
+@pytest.mark.parametrize(("settings", "weight"), [
+    ({}, -10.0),  # 1 + 3 + 2 + 4
+    ({"accumulate": 2}, -5.0),  # (1 + 3) / 2 + (2 + 4) / 2
+    ({"clip": 2.0}, -7.0),  # 1 + 2 + 2 + 2
+    ({"accumulate": 2, "clip": 2.5}, -4.5),  # 2 + 2.5
+    ({"ema": 0.5}, -7.125),  # of -1, -4, -6, -10, the first as it is: -1, -2.5, -4.25, -7.125
+])
+def test_settings_of_every_stage_by_hand(settings: dict, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that goes down by what is given: 1, 3, 2, 4."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    stage = Given((1.0, 3.0, 2.0, 4.0))
+    train(toy_run(3), stage, 4, 0, open_fabric(), 10, **settings)
+    assert stage.nets["net"].weight.item() == pytest.approx(weight)
+
+
+def test_settings_name_a_run_and_what_cannot_be_is_refused() -> None:
+    """For the stage asked for, or one that it builds on by name; steps of 3 batches cost 3 times as much."""
+    words = ("brain", "synthesis", DataRef("phantom", None), "mended", "smoke", 0)
+    plain, (run, below) = plan(*words), plan(*words, **{"accumulate": 3, "pretraining.ema": 0.9})
+    start = next(r for r, _ in below if r.params["stage"] == "pretraining")
+    assert start.params["settings"]["ema"] == 0.9 and "ema" not in run.params["settings"] and run.id != plain[0].id
+    assert batches_of(run) == 3 * batches_of(plain[0])
+    for name, value in (("accumulate", 0), ("clip", -1.0), ("ema", 1.0)):
+        with pytest.raises(BadRequest, match=f"--set {name}={value}"):
+            plan(*words, **{f"synthesis.{name}": value})
 
 
 def test_a_full_disk_names_the_file_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from ..core.paths import BadRequest, explain, read_json, write_bytes, write_json
 from ..core.random import key, processes
 from ..core.runs import Run, load_checkpoint, start_run
 from ..show import Picture
-from .engine import Stopped, agree, asked_to_stop, average, keep_checkpoint
+from .engine import PART, Stopped, agree, asked_to_stop, average, averages_of, follow, keep_checkpoint, part_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,12 +46,14 @@ class Stage(Protocol):
 
 
 def descend(fabric: "Fabric", optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Take one optimiser step down a loss, by the mean gradient of all processes."""
-    weights = [p for group in optimiser.param_groups for p in group["params"]]
-    optimiser.zero_grad()
-    fabric.backward(loss, inputs=weights)  # and no gradients for the weights of what else the loss went through
-    average([p.grad for p in weights if p.grad is not None])
-    optimiser.step()
+    """Take one optimiser step down a loss, by the mean gradient of all processes (and of PART's batches, after the last)."""
+    weights, (part, parts) = [p for group in optimiser.param_groups for p in group["params"]], PART.get()
+    if part == 0:
+        optimiser.zero_grad()
+    fabric.backward(loss / parts, inputs=weights)  # and no gradients for the weights of what else the loss went through
+    if part + 1 == parts:
+        average([p.grad for p in weights if p.grad is not None])
+        optimiser.step()
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float, t: int, steps: int, decay: bool = True) -> None:
@@ -108,14 +110,17 @@ def _rewind(run: Run, step: int) -> list[dict]:  # the rows that stay
 
 
 @contextmanager
-def gradient_norms(optimisers: dict[str, torch.optim.Optimizer]) -> Iterator[dict[str, float]]:
-    """Note each optimiser's gradient norm as `grad_NAME` whenever it is about to step; no second backward."""
+def gradient_norms(optimisers: dict[str, torch.optim.Optimizer], clip: float | None = None) -> Iterator[dict[str, float]]:
+    """Note each optimiser's gradient norm as `grad_NAME` whenever it is about to step, and clip it; no second backward."""
     norms: dict[str, float] = {}
 
     def noting(name: str) -> object:
         def note(optimiser: torch.optim.Optimizer, *_: object) -> None:
-            grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            norms[f"grad_{name}"] = float(torch.nn.utils.get_total_norm(grads))
+            weights = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
+            norms[f"grad_{name}"] = float(norm)
+            if clip:
+                torch.nn.utils.clip_grads_with_norm_(weights, clip, norm)
         return note
 
     hooks = [optimiser.register_step_pre_hook(noting(n)) for n, optimiser in optimisers.items()]
@@ -131,10 +136,10 @@ def sample_every(steps: int) -> int:
     return max(100, steps // 5)
 
 
-def _resume(run: Run, stage: Stage) -> tuple[int, float, list[dict]]:  # step to go on with, seconds so far, rows so far
+def _resume(run: Run, nets: dict, optimisers: dict) -> tuple[int, float, list[dict]]:  # next step, seconds and rows so far
     """Load the last checkpoint, if there is one, and drop what was logged after it."""
     last, clock = run.path / "last.safetensors", run.path / "clock.json"
-    first = load_checkpoint(last, stage.nets, stage.optimisers) if last.exists() else 0
+    first = load_checkpoint(last, nets, optimisers) if last.exists() else 0
     return first, read_json(clock)["seconds"] if clock.exists() and first else 0.0, _rewind(run, first)
 
 
@@ -155,27 +160,32 @@ def train(
     seed: int,
     fabric: "Fabric",
     checkpoint_every: int = 50,
+    accumulate: int = 1, clip: float | None = None, ema: float = 0.0,  # SETTINGS of chapter 59; steps counts batches
 ) -> Run:  # the finished run
     """Train a stage from its last checkpoint to `steps`; interrupted anywhere, it resumes to the same bits on this machine."""
     start_run(run)
-    (first, before, rows), began, writes = _resume(run, stage), time.time(), fabric.is_global_zero
+    averages, every = averages_of(stage.nets, ema), math.lcm(checkpoint_every, accumulate)
+    nets, began, writes = stage.nets | averages, time.time(), fabric.is_global_zero
+    first, before, rows = _resume(run, nets, stage.optimisers)
     bar = {"initial": first, "total": steps, "desc": run.id, "leave": False, "disable": not (writes and sys.stderr.isatty())}
     log_path = run.path / "metrics.jsonl" if writes else Path(os.devnull)
-    with log_path.open("a") as log, gradient_norms(stage.optimisers) as norms, asked_to_stop() as came:
+    with log_path.open("a") as log, gradient_norms(stage.optimisers, clip) as norms, asked_to_stop() as came:
         for t in tqdm(range(first, steps), **bar):
             torch.manual_seed(key(seed, run.params["stage"], t))
             norms.clear()
-            with fabric.autocast():
+            with fabric.autocast(), part_of(t, accumulate):
                 numbers = stage.step(t) | norms
-            numbers, stop = agree(numbers, bool(came), fabric.device)
+            whole = (t + 1) % accumulate == 0
+            follow(averages if whole else {}, stage.nets, t + 1 == steps)
+            numbers, stop = agree(numbers, bool(came) and whole, fabric.device)
             rows = [*rows[1 - SATURATED_STEPS:], {"step": t} | {n: round(v, 6) for n, v in numbers.items()}]
             check_health(numbers, rows, t, run)
             log.write(json.dumps(rows[-1]) + "\n")
             log.flush()
             if writes and t + 1 < steps and (t + 1) % sample_every(steps) == 0:
                 write_bytes(run.path / "samples" / f"{t + 1:07d}.png", stage.picture()._repr_png_())
-            if writes and ((t + 1) % checkpoint_every == 0 or t + 1 == steps or stop):
-                keep_checkpoint(run.path, t + 1, stage.nets, stage.optimisers)
+            if writes and ((t + 1) % every == 0 or t + 1 == steps or stop):
+                keep_checkpoint(run.path, t + 1, nets, stage.optimisers)
                 write_json(run.path / "clock.json", {"seconds": before + time.time() - began, "step": t + 1})
             if stop and t + 1 < steps:
                 raise Stopped(f"{run.id}: stopped as asked, at step {t + 1} of {steps}; the same command goes on from there.")

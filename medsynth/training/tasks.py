@@ -6,7 +6,8 @@ resumes or trains."""
 # %% auto #0
 __all__ = ['PROFILES', 'STAGE_SETTINGS', 'SECONDS_PER_STEP', 'STAGES', 'SHARED', 'TASKS', 'RECIPES', 'DATA_CHANGES', 'add_stage',
            'builds_on', 'networks_for', 'check_request', 'check_changes', 'slices_for', 'load_slices', 'stage_settings',
-           'plan', 'plan_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold', 'estimated_minutes']
+           'plan', 'plan_of', 'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold',
+           'estimated_minutes']
 
 # %% ../../nbs/55_tasks.ipynb #2018988e
 import inspect
@@ -21,7 +22,7 @@ from ..core.runs import Run, code_hash, load_checkpoint, open_run, run_of
 from ..data.batches import DataRef
 from ..structure.edges import AS_THESIS, structure_map
 from ..structure.slices import Slices, misregistered, prepare, unpaired
-from .engine import open_fabric
+from .engine import SETTINGS, check_settings, open_fabric
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, train
 from .one_step import OneStep
@@ -191,7 +192,8 @@ def stage_settings(stage: str, recipe: str, profile: str, changes: dict) -> dict
     known = {n for n, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD} - {"slices", "seed", "needs", "fabric"}
     if any(p.kind is p.VAR_KEYWORD for p in takes.values()):  # the weights of its losses
         known |= set(inspect.getmodule(STAGES[stage]).WEIGHTS)
-    unknown = sorted(settings.keys() - known)
+    check_settings(settings)
+    unknown = sorted(settings.keys() - known - SETTINGS.keys())
     if unknown:
         raise BadRequest(explain(f"--set {stage}.{unknown[0]}", f"one of {', '.join(sorted(known))}", unknown[0],
                                  "Check its name."))
@@ -220,6 +222,11 @@ def plan_of(run: Run) -> tuple[Run, list]:
     """Return the plan of a run that is on disk, from the ids it builds on."""
     return run, [plan_of(open_run(name)) for name in run.params["builds_on"]]
 
+# %% ../../nbs/55_tasks.ipynb #7c3d51ad
+def batches_of(run: Run) -> int:
+    """Count the batches of a run's training, `accumulate` a step."""
+    return run.params["settings"]["steps"] * run.params["settings"].get("accumulate", 1)
+
 
 def build(run: Run, below: list, slices: Slices) -> Stage:
     """Build a stage with the trained networks it builds on."""
@@ -228,7 +235,8 @@ def build(run: Run, below: list, slices: Slices) -> Stage:
         raise ValueError(f"{run.id} was planned for slices {p['data_hash']}, not {slices.hash}")
     needs = networks_for(p["stage"], [trained(r, b, slices) for r, b in below])
     torch.manual_seed(key(p["seed"], "initial weights", f"{p['stage']}{p['settings'].get('modality', '')}"))
-    return STAGES[p["stage"]](slices, p["seed"], needs, open_fabric(p.get("precision", "32")), **p["settings"])
+    own = {n: v for n, v in p["settings"].items() if n not in SETTINGS} | {"steps": batches_of(run)}
+    return STAGES[p["stage"]](slices, p["seed"], needs, open_fabric(p.get("precision", "32")), **own)
 
 
 def trained(run: Run, below: list, slices: Slices) -> dict:  # name -> network
@@ -253,7 +261,8 @@ def finish(run: Run, below: list, slices: Slices) -> Run:
         every = PROFILES[p["profile"]]["checkpoint_every"]
         if fabric.world_size > 1 and p["stage"] not in SHARED:
             raise BadRequest(explain(f"stage {p['stage']}", "one process", f"{fabric.world_size}", "Train it with --devices 1."))
-        train(run, build(run, below, slices), p["settings"]["steps"], p["seed"], fabric, every)
+        settings = {n: v for n, v in p["settings"].items() if n in SETTINGS}
+        train(run, build(run, below, slices), batches_of(run), p["seed"], fabric, every, **settings)
     return run
 
 # %% ../../nbs/55_tasks.ipynb #a7c3e910
@@ -278,4 +287,4 @@ def estimated_minutes(run: Run) -> float:
         return read_json(run.path / "done.json")["minutes"]
     p, (h, w) = run.params, PROFILES[run.params["profile"]]["size"]
     scale = h * w / (96 * 80) * (p["settings"].get("width", 16) / 16 if p["stage"] not in ("density", "lines") else 1)
-    return p["settings"]["steps"] * SECONDS_PER_STEP[p["stage"]] * scale / 60
+    return batches_of(run) * SECONDS_PER_STEP[p["stage"]] * scale / 60

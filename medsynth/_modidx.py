@@ -1022,6 +1022,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'medsynth/synthesis/stream.py'),
                                            'medsynth.synthesis.stream.parse_filter': ( 'stream.html#parse_filter',
                                                                                        'medsynth/synthesis/stream.py'),
+                                           'medsynth.synthesis.stream.parse_records': ( 'stream.html#parse_records',
+                                                                                        'medsynth/synthesis/stream.py'),
                                            'medsynth.synthesis.stream.passes': ('stream.html#passes', 'medsynth/synthesis/stream.py'),
                                            'medsynth.synthesis.stream.read_index': ( 'stream.html#read_index',
                                                                                      'medsynth/synthesis/stream.py'),

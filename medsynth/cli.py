@@ -28,7 +28,7 @@ from .evaluation.request import add_request, parse_changes, parse_range, request
 from .synthesis.dataset import FORMATS, contact_sheet
 from .synthesis.own_labels import own_labels
 from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
-from .synthesis.stream import check_batch, describe_counts, parse_filter, write_dataset
+from .synthesis.stream import check_batch, describe_counts, parse_filter, parse_records, write_dataset
 from .training.engine import PRECISIONS, Stopped, close_processes, open_fabric, started_with
 from .training.loop import Diverged, read_metrics, training_curves
 from .training.tasks import RECIPES, STAGES, TASKS, check_request, get_run, plan, unfold
@@ -103,14 +103,17 @@ def run_synthesise(args: argparse.Namespace) -> int:
         if value < 1:
             raise BadRequest(explain(f"{option} {value}", "a number above 0", str(value), f"For example {option} 8."))
     check_batch(args.batch)
+    records = parse_records(args.records)
     filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
     request, out = request_of(args), Path(args.out).absolute()
     slices = slices_asked(request, args)
     own, about = own_labels(Path(args.label), slices.n_classes, slices.size) if args.label else (None, None)
     words = (args.task, request.data, request.recipe, request.profile, args.model_seed, args.whole_tries)
     painter = open_painter(*words, precision=args.precision, **parse_changes(args.set))
-    counts = write_dataset(painter, args.seed, args.n, out, filters, own, args.batch, args.format, label=about)
-    write_bytes(out / "contact_sheet.png", contact_sheet(out)._repr_png_())
+    n = len(records) if records else args.n
+    counts = write_dataset(painter, args.seed, n, out, filters, own, args.batch, args.format, records, label=about)
+    if counts["kept"]:
+        write_bytes(out / "contact_sheet.png", contact_sheet(out)._repr_png_())
     print(f"{out}: {counts['written']} cases written, {counts['there']} were there\n{describe_counts(counts, own is not None)}")
     return 0
 
@@ -220,6 +223,8 @@ def add_synthesise(parser: argparse.ArgumentParser) -> None:
                         "r takes plane r modulo their number, and its map is drawn until it holds the label")
     parser.add_argument("--filter", action="append", default=[], metavar="NAME>=NUMBER", help="keep cases by D's score or by the "
                         "Dice of the label read back: 'score>=0.4', 'dice>=0.5'; may be repeated (default: keep all)")
+    parser.add_argument("--records", metavar="A:B", help=f"draw records A to B - 1 alone, A a multiple of {CHUNK}, one process's "
+                        "share of a data set (instead of --n)")
     parser.add_argument("--whole-tries", type=int, default=WHOLE_TRIES, help="maps drawn a case at most until one is whole "
                         f"(Algorithm 3; default {WHOLE_TRIES}; 1 takes every map)")
     parser.add_argument("--batch", type=int, default=32, help=f"cases in memory, a multiple of {CHUNK} (default 32); same bytes")

@@ -250,6 +250,7 @@ BAD_REQUESTS = [
     (["synthesise", "brain", "--out", "x", "--label", "absent.png"], "no such file"),
     (["synthesise", "brain", "--out", "x", "--batch", "4"], "a multiple of 8"),
     (["synthesise", "brain", "--out", "x", "--batch", "12"], "a multiple of 8"),
+    (["synthesise", "brain", "--out", "x", "--records", "4:8"], "A below B"),
     (["synthesise", "brain", "--out", "x", "--whole-tries", "0"], "above 0"),
     (["quality", "liver"], "a task (brain)"), (["quality", "brain", "--seeds", "0"], "above 0"),
     (["quality", "brain", "--range", "1"], "LOW,HIGH"), (["train", "brain", "--set", "lesions.lr=1"], "STAGE of"),

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import resource
+import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,24 @@ def test_any_batch_gives_the_same_bytes(quick: pipeline.Painter, least: float, t
     assert len({(tmp_path / str(b) / "cases.csv").read_bytes() for b in (8, 16, 24)}) == 1
     with pytest.raises(BadRequest, match="multiple of 8"):
         stream.write_dataset(quick, 0, 1, tmp_path / "c", batch=12)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_processes_with_a_range_each_write_what_one_does(
+    quick: pipeline.Painter, least: float, tmp_path: Path, filtered: bool
+) -> None:
+    """Records 0 to 15 and 16 to 20, a folder each: the same files; in one folder nothing is written anew, the index is one's."""
+    filters = [f"score>={least}"] if filtered else []
+    shares = [stream.write_dataset(quick, 0, 99, tmp_path / str(r.start), filters, records=r) for r in (range(16), range(16, 21))]
+    assert [c["records"] for c in shares] == [16, 5] and all(c["kept"] == 16 or filtered for c in shares[:1])
+    n = sum(c["kept"] for c in shares)
+    stream.write_dataset(quick, 0, n, tmp_path / "one", filters)
+    (tmp_path / "all").mkdir()
+    for name in ("dataset.json", *(p.name for share in ("0", "16") for p in dataset.case_paths(tmp_path / share).values())):
+        shutil.copy2(next(p for p in (tmp_path / "16" / name, tmp_path / "0" / name) if p.exists()), tmp_path / "all" / name)
+    assert dataset.dataset_hash(tmp_path / "all") == dataset.dataset_hash(tmp_path / "one")
+    assert stream.write_dataset(quick, 0, n, tmp_path / "all", filters)["written"] == 0
+    assert (tmp_path / "all" / "cases.csv").read_bytes() == (tmp_path / "one" / "cases.csv").read_bytes()
 
 
 def test_filters_keep_n_and_leave_gaps(quick: pipeline.Painter, least: float, tmp_path: Path) -> None:

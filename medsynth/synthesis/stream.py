@@ -5,8 +5,8 @@ lesion processor reads the label back", with the rejection rates of Algorithms 3
 
 # %% auto #0
 __all__ = ['COUNTS', 'FILTERS', 'COMPARE', 'PATIENCE', 'FEWEST', 'row_of', 'encode_rows', 'read_index', 'parse_filter', 'passes',
-           'tally', 'describe_counts', 'scarce', 'check_share', 'check_batch', 'draw_rows', 'write_batch',
-           'write_dataset', 'finish_dataset']
+           'tally', 'describe_counts', 'scarce', 'check_share', 'check_batch', 'parse_records', 'draw_rows',
+           'write_batch', 'write_dataset', 'finish_dataset']
 
 # %% ../../nbs/73_stream.ipynb #8b8becea
 import csv
@@ -133,6 +133,17 @@ def check_batch(batch: int) -> None:
         raise BadRequest(explain(f"--batch {batch}", f"a multiple of {CHUNK}", str(batch), f"For example --batch {4 * CHUNK}."))
 
 
+def parse_records(text: str | None) -> range | None:
+    """Parse `A:B`, records A to B - 1; BadRequest for anything else, and for an A that begins no chunk."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) % CHUNK or int(found[1]) >= int(found[2]):
+        raise BadRequest(explain(f"--records {text}", f"A:B, A below B and a multiple of {CHUNK}", repr(text),
+                                 "For example --records 0:504, and --records 504:1000 for the next process."))
+    return range(int(found[1]), int(found[2]))
+
+
 def draw_rows(
     painter: Painter, seed: int, records: list[int], filters: Sequence[str], own: torch.Tensor | None
 ) -> dict[int, tuple[dict[str, float], dict[str, np.ndarray]]]:  # record -> its line, its arrays
@@ -164,23 +175,26 @@ def write_dataset(
     own: torch.Tensor | None = None,  # (P, H, W) labels given, instead of Algorithm 4
     batch: int = 32,  # records held before they are written; a multiple of CHUNK
     files: str = "npz",  # or "nifti"
+    records: range | None = None,  # these alone are drawn, n of them kept at most: one process's share
     **more: object,  # about the labels given, for dataset.json
 ) -> dict:  # the tally, and how many cases were written now and were there
     """Draw cases until n are kept; those already there stay, so an interrupted call is simply repeated."""
     check_batch(batch)
+    first, end = (records.start, records.stop) if records else (0, sys.maxsize)
     about = describe(painter, seed, files) | {"filters": list(filters)} | more
+    about |= {"records": [first, end]} if records else {}
     start_dataset(out, about)
     rows = read_index(out, painter.modalities)
-    there, at, kept = sum(r["kept"] for r in rows.values()), 0, 0
+    there, at, kept = sum(r["kept"] for r in rows.values()), first, 0
     write_bytes(out / "cases.csv", encode_rows([rows[r] for r in sorted(rows)]) if rows else b"")
     bar = tqdm(total=n, desc="cases", unit="case", leave=False, disable=not sys.stderr.isatty())
     with bar, ThreadPoolExecutor(max_workers=1) as writer:  # it writes a batch while the next is drawn
         written = writer.submit(write_batch, out, [], about)
-        while kept < n:
-            records = range(at, at + min(batch, CHUNK * math.ceil((n - kept) / CHUNK)))
-            new, taken = draw_rows(painter, seed, [r for r in records if r not in rows], filters, own), []
-            for r in records:
-                if kept == n or scarce(r, kept):
+        while kept < n and at < end:
+            wanted = range(at, min(end, at + min(batch, CHUNK * math.ceil((n - kept) / CHUNK))))
+            new, taken = draw_rows(painter, seed, [r for r in wanted if r not in rows], filters, own), []
+            for r in wanted:
+                if kept == n or scarce(r - first, kept):
                     break
                 kept, taken = kept + (new[r][0] if r in new else rows[r])["kept"], [*taken, r]
             fresh, at = [new[r] for r in taken if r in new], at + len(taken)
@@ -188,15 +202,15 @@ def write_dataset(
             written = writer.submit(write_batch, out, fresh, about)
             rows |= {row["record"]: row for row, _ in fresh}
             bar.update(kept - bar.n)
-            if scarce(at, kept):
-                check_share([rows[r] for r in range(at)], filters)
+            if scarce(at - first, kept):
+                check_share([rows[r] for r in range(first, at)], filters)
         written.result()
-    return finish_dataset(out, rows, filters) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
+    return finish_dataset(out, rows, filters, end) | {"written": sum(r["kept"] for r in rows.values()) - there, "there": there}
 
 # %% ../../nbs/73_stream.ipynb #e746b33b
-def finish_dataset(out: Path, rows: dict[int, dict[str, float]], filters: Sequence[str]) -> dict:  # the tally
-    """Write the index in order, up to the last case kept, and the tally into dataset.json."""
-    last = max(r for r, row in rows.items() if row["kept"])
+def finish_dataset(out: Path, rows: dict[int, dict[str, float]], filters: Sequence[str], end: int) -> dict:  # the tally
+    """Write the index in order, up to the last case kept or to the end of the records asked for, and the tally."""
+    last = max((r for r, row in rows.items() if row["kept"]), default=-1) if end == sys.maxsize else end
     listed = [rows[r] for r in sorted(rows) if r <= last]
     write_bytes(out / "cases.csv", encode_rows(listed))
     counts = tally(listed, filters)

@@ -426,6 +426,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.check_names': ( 'catalogue.html#check_names',
                                                                                               'medsynth/evaluation/catalogue.py'),
+                                               'medsynth.evaluation.catalogue.departures_at': ( 'catalogue.html#departures_at',
+                                                                                                'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.facts': ( 'catalogue.html#facts',
                                                                                         'medsynth/evaluation/catalogue.py'),
                                                'medsynth.evaluation.catalogue.is_current': ( 'catalogue.html#is_current',

@@ -17,8 +17,9 @@ from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
 from medsynth.losses.lesion import PLANE_WEIGHTS
+from medsynth.nets.blocks import feature_rank
 from medsynth.nets.critics import Critic, draw_view
-from medsynth.nets.unet import UNet
+from medsynth.nets.unet import UNet, encode
 from medsynth.nets.vae import DensityVAE, Flow, Refiner
 from medsynth.show import Picture, curves
 from medsynth.structure.lesions import one_hot
@@ -241,17 +242,12 @@ def test_slices_of_another_recipe_are_no_plan_of_this_run() -> None:
 
 
 def test_the_thesis_trains_and_draws_at_smoke() -> None:
-    """End to end; wired by planes and blurred at the start, its modalities come out more alike than ours (D20, D26).
-
-    Of seeds 0 to 2 the first finds the planes through the border by then (chapter 31); this is the second.
-    """
-    def spread(recipe: str) -> float:
-        painter = open_painter("brain", PHANTOM, recipe, "smoke", 1)
-        x = synthesise_all(painter, 0, 2)["x"]
-        assert x.shape == (2, 4, 48, 40) and x.isfinite().all()
-        return float(x.std(1).mean())
-
-    assert spread("thesis") < 0.75 * spread("mended")
+    """End to end: wired by planes, started from a blur that training has hardly left (D20, D26; chapter 31 has what it does)."""
+    painter = open_painter("brain", PHANTOM, "thesis", "smoke", 0)
+    x = synthesise_all(painter, 0, 2)["x"]
+    assert x.shape == (2, 4, 48, 40) and x.isfinite().all() and float(x.std(1).mean()) > 0
+    assert painter.generator.planes == 4 and painter.run.params["recipe"] == "thesis"
+    assert feature_rank(encode(painter.generator, torch.rand(2, 5, 48, 40))[2]) < 4, "of 32 channels"
 
 
 def test_own_maps_equal_one_shared_map_where_all_are_the_same() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from prdc import compute_prdc
 from torch import nn
 
 from ..core.paths import BadRequest, explain
@@ -126,6 +125,8 @@ def prdc(
     if k < 1 or min(len(real), len(fake)) < k + 2:
         raise BadRequest(explain("precision and recall", f"k of 1 or more, and k + 2 = {k + 2} samples a set",
                                  f"{len(real)} and {len(fake)}", "Give more images, or a smaller k."))
+    from prdc import compute_prdc  # a second to import (scikit-learn): most commands do without
+
     with redirect_stdout(StringIO()):  # it prints its counts
         out = compute_prdc(real.double().cpu().numpy(), fake.double().cpu().numpy(), nearest_k=k)
     return {name: float(out[name]) for name in ("precision", "recall", "density", "coverage")}

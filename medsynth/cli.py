@@ -31,7 +31,7 @@ from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
 from .synthesis.stream import check_batch, describe_counts, parse_filter, parse_records, write_dataset
 from .training.engine import PRECISIONS, Stopped, close_processes, open_fabric, started_with
 from .training.loop import Diverged, read_metrics, training_curves
-from .training.tasks import RECIPES, STAGES, TASKS, check_request, get_run, plan, unfold
+from .training.tasks import RECIPES, STAGES, TASKS, batches_of, check_request, get_run, plan, unfold
 
 # %% ../nbs/92_cli.ipynb #33aa860e
 def run_reproduce(args: argparse.Namespace) -> int:
@@ -72,13 +72,13 @@ def run_train(args: argparse.Namespace) -> int:
 
 # %% ../nbs/92_cli.ipynb #0f9955ca
 def describe_run(run: Run) -> str:
-    """Say in one line how far a run is and what its last losses were."""
-    steps, done = run.params["settings"]["steps"], run.path / "done.json"
-    minutes = f"{read_json(done)['minutes']:.2f} min" if done.exists() else ""
+    """Say in one line how far a run is, how long it took up to its last checkpoint, and what its last losses were."""
+    clock = read_json(run.path / "clock.json") if (run.path / "clock.json").exists() else {}
+    speed = f"{clock['seconds'] / 60:.2f} min {clock['step'] / clock['seconds']:6.2f} steps/s" if clock.get("step") else ""
     metrics = read_metrics(run) if (run.path / "metrics.jsonl").exists() else {}
     last = " ".join(f"{n} {v[-1]:.3g}" for n, v in list(metrics.items())[1:5] if v)
     at = len(metrics.get("step", []))
-    return f"{run.state:12s} {at}/{steps} {minutes:>9s}  {run.id}  {last}"
+    return f"{run.state:12s} {at}/{batches_of(run)} {speed:>24s}  {run.id}  {last}"
 
 
 def run_runs(args: argparse.Namespace) -> int:

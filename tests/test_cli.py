@@ -118,6 +118,7 @@ def test_runs_are_listed_and_shown(reproduced: subprocess.CompletedProcess) -> N
     """By the start of an id; an id that fits several says so."""
     listed = typed("runs")
     assert listed.returncode == 0 and listed.stdout.count("brain-phantom") >= 9
+    assert all(" steps/s " in line for line in listed.stdout.splitlines() if line.startswith("done"))
     density = next(word for word in listed.stdout.split() if word.startswith("brain-phantom-density"))
     shown = typed("runs", "show", density[:-3])
     assert shown.returncode == 0 and Path(shown.stdout.split("losses: ")[1].splitlines()[0]).exists()

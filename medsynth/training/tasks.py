@@ -69,7 +69,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
               "features": {"steps": 20000}, "translation_judge": {"steps": 50000, "width": 64}},
 }
 SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-run; other sizes are scaled from them
-    "processor": 0.043, "density": 0.025, "lines": 0.15, "translator": 0.4, "pretraining": 0.13, "synthesis": 0.73,
+    "processor": 0.083, "density": 0.06, "lines": 0.28, "translator": 0.9, "pretraining": 0.17, "synthesis": 1.05,
     "one_step": 0.25, "lesion_judge": 0.06, "modality_judge": 0.1, "features": 0.08, "translation_judge": 0.2}
 
 # %% ../../nbs/55_tasks.ipynb #dc6433de

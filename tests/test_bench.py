@@ -8,6 +8,7 @@ import torch
 
 from medsynth.bench import rivals, run
 from medsynth.cli import main
+from medsynth.nets.unet import decode_all, encode
 from medsynth.structure.edges import CONSTANTS, structure_map
 
 TINY = run.SCALES["tiny"]
@@ -111,9 +112,13 @@ def test_what_is_not_installed_is_not_run(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["bench", "speed"]) == 2
 
 
-def test_layers_as_written_are_ours() -> None:
-    """A conditioned U-net computed layer by layer answers as ours, in float64."""
-    net = run.UNet(2, 1, 4, 3).double()
+@pytest.mark.parametrize("wiring", [{}, {"condition": "planes"}, {"head_norm": "instance"}], ids=str)
+def test_layers_as_written_are_ours(wiring: dict) -> None:
+    """A conditioned U-net computed layer by layer answers as ours, in float64: called, and decoded for several at once."""
+    net = run.UNet(2, 1, 4, 3, **wiring).double()
     x, condition = torch.rand(3, 2, 32, 24, dtype=torch.float64), torch.tensor([2, 0, 1])
-    ours = net(x, condition)
-    assert torch.allclose(rivals.as_written(net)(x, condition), ours, rtol=0, atol=1e-12)
+    ours = [net(x, condition), decode_all(net, encode(net, x), 3)]
+    rivals.as_written(net)
+    written = [net(x, condition), decode_all(net, encode(net, x), 3)]
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(ours, written, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(ours, written, strict=True)), "another order of sums"

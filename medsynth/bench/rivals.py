@@ -6,12 +6,14 @@ the U-net and the Frechet distance of other packages, timed in turns with ours."
 # %% auto #0
 __all__ = ['mean_of', 'as_written', 'call', 'answers', 'published_translator_step', 'published_paint', 'published_reader_terms',
            'published_synthesis_step', 'installed', 'row_taps', 'opencv_map', 'scipy_map', 'count_macs', 'monai_unet',
-           'sqrtm_distance', 'random_slices', 'contest', 'seconds', 'in_turns', 'spread_of', 'best_batch']
+           'sqrtm_distance', 'sqrtm_of_features', 'random_slices', 'contest', 'seconds', 'in_turns', 'spread_of',
+           'best_batch']
 
 # %% ../../nbs/90_bench_rivals.ipynb #702649ae
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -24,7 +26,7 @@ from ..losses.lesion import contrast_loss, read_back_loss
 from ..losses.reconstruction import pretraining_loss, ramp, registration_loss, squared_error
 from ..nets.blocks import upsample
 from ..nets.critics import draw_view, turned
-from ..nets.unet import UNet, encode
+from ..nets.unet import UNet
 from ..structure.edges import gaussian_taps
 from ..structure.fusion import fuse_noise
 from ..structure.lesions import one_hot
@@ -40,15 +42,13 @@ def mean_of(terms: list[torch.Tensor]) -> torch.Tensor:  # a number
 
 
 def as_written(net: UNet) -> UNet:  # the same network
-    """Have a U-net compute its layers one by one as they are written, up-sampling before each convolution of the whole."""
-    def forward(x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        *skips, x = encode(net, x)
-        x = net.bottleneck(x, condition)
-        for up, skip in zip(net.up, reversed(skips), strict=True):
-            x = up(torch.cat([upsample(x), skip], 1), condition)
-        return net.head(x)
+    """Have a U-net compute its layers as they are written, up-sampling before each convolution of the whole."""
+    def grow(block: nn.Module, low: torch.Tensor, skip: torch.Tensor, condition: object, source: object) -> torch.Tensor:
+        skip = skip if source is None else skip.index_select(0, source)
+        return block(torch.cat([upsample(low), skip], 1), condition)
 
-    net.forward = forward
+    for block in net.up:
+        block.grow = partial(grow, block)
     return net
 
 
@@ -210,11 +210,17 @@ def monai_unet(macs: int, n_in: int, n_out: int, size: tuple[int, int]) -> nn.Mo
     w = next(w for w in range(1, 999) if work(w + 1, w + 1) > macs)
     return built(w, min(range(1, 4 * w + 4), key=lambda last: abs(work(w, last) - macs)), "cpu")
 
-
+# %% ../../nbs/90_bench_rivals.ipynb #7c3d51ae
 def sqrtm_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """Frechet distance of two Gaussians, means (D,) and covariances (D, D), by scipy's matrix square root."""
     apart = mean_a - mean_b
     return float(apart @ apart + np.trace(cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real))
+
+
+def sqrtm_of_features(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of features (N, D) and (M, D), covariances by NumPy and all."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((f.mean(0), np.cov(f, rowvar=False)) for f in (a, b))
+    return sqrtm_distance(mean_a, cov_a, mean_b, cov_b)
 
 # %% ../../nbs/90_bench_rivals.ipynb #5a0c77e1
 def random_slices(size: tuple[int, int], k: int, n: int = 16) -> Slices:

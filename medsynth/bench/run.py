@@ -114,17 +114,17 @@ def synthesis_step(scale: dict) -> list[dict]:
     ours, written, theirs = (synthesis_stage(scale, n_pairs=12) for _ in range(3))
     for net in (written.nets["generator"], written.readers["translator"], *written.readers["processors"]):
         rivals.as_written(net)
-    return [rivals.contest(name, partial(ours.step, 0), partial(rivals.published_synthesis_step, stage, 0), goal=goal,
-                           project=goal is not None)
-            for name, stage, goal in ((SCHEDULE, written, 1.5), (f"{SCHEDULE}, our layers", theirs, None))]
+    return [rivals.contest(name, partial(ours.step, 0), partial(rivals.published_synthesis_step, stage, 0), goal=1.5,
+                           project=stage is written)
+            for name, stage in ((SCHEDULE, written), (f"{SCHEDULE}, our layers", theirs))]
 
 # %% ../../nbs/91_bench.ipynb #7c3d51ab
 def translator_step(scale: dict) -> list[dict]:
     """Take the translator's step on all 12 pairs, against the published schedule."""
     ours, written, theirs = (translator_stage(scale, n_pairs=12) for _ in range(3))
     rivals.as_written(written.nets["translator"])
-    return [rivals.contest(name, partial(ours.step, 0), partial(rivals.published_translator_step, stage, 0), goal=goal)
-            for name, stage, goal in ((SCHEDULE, written, 1.5), (f"{SCHEDULE}, our layers", theirs, None))]
+    return [rivals.contest(name, partial(ours.step, 0), partial(rivals.published_translator_step, stage, 0), goal=1.5)
+            for name, stage in ((SCHEDULE, written), (f"{SCHEDULE}, our layers", theirs))]
 
 
 def translator_step_sampled(scale: dict) -> list[dict]:
@@ -188,10 +188,13 @@ def synthesise_to_disk(scale: dict) -> list[dict]:
 
     batch = min(n, rivals.best_batch(painted, (CHUNK, 4 * CHUNK)))
     one = painted(batch)
-    ours = lambda: write_dataset(painter, 0, n, Path(folder.name) / f"set{next(number)}")  # noqa: E731
+
+    def ours() -> dict:
+        return write_dataset(painter, 0, n, Path(folder.name) / f"set{next(number)}")
+
     return [rivals.contest(name, ours, rival, n, "ms a record", goal=goal, keep=folder)
-            for name, rival, goal in (("its networks alone", lambda: list(synthesise(painter, 0, list(range(n)))), 0.8),
-                                      ("the generator alone", lambda: [one() for _ in range(n // batch)], None))]
+            for name, rival, goal in (("the generator alone", lambda: [one() for _ in range(n // batch)], 0.8),
+                                      ("its networks alone", lambda: list(synthesise(painter, 0, list(range(n)))), None))]
 
 # %% ../../nbs/91_bench.ipynb #56396b84
 def frechet_2048(scale: dict) -> list[dict]:
@@ -201,15 +204,11 @@ def frechet_2048(scale: dict) -> list[dict]:
     four = (*moments(a), *moments(b))
     theirs = [m.numpy() for m in four]
     off = abs(frechet(*four) / rivals.sqrtm_distance(*theirs) - 1) if d < 100 else None
-
-    def from_features() -> float:
-        (mean_a, cov_a), (mean_b, cov_b) = ((f.mean(0), np.cov(f, rowvar=False)) for f in (a.numpy(), b.numpy()))
-        return rivals.sqrtm_distance(mean_a, cov_a, mean_b, cov_b)
-
     few = {"repeats": min(2, scale["repeats"]), "unit": "ms a distance"}
     return [rivals.contest("scipy.linalg.sqrtm", partial(frechet, *four), partial(rivals.sqrtm_distance, *theirs), goal=5.0,
                            relative_difference=off, **few),
-            rivals.contest("the same, from features", partial(frechet_distance, a, b), from_features, goal=None, **few)]
+            rivals.contest("the same, from features", partial(frechet_distance, a, b),
+                            partial(rivals.sqrtm_of_features, a.numpy(), b.numpy()), goal=None, **few)]
 
 
 def modalities(scale: dict) -> list[dict]:

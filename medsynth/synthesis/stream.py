@@ -5,7 +5,7 @@ lesion processor reads the label back", with the rejection rates of Algorithms 3
 
 # %% auto #0
 __all__ = ['COUNTS', 'FILTERS', 'COMPARE', 'PATIENCE', 'FEWEST', 'row_of', 'encode_rows', 'read_index', 'parse_filter', 'passes',
-           'tally', 'describe_counts', 'scarce', 'check_share', 'check_batch', 'parse_records', 'draw_rows',
+           'tally', 'describe_counts', 'scarce', 'check_share', 'check_batch', 'parse_records', 'draw_records',
            'write_batch', 'write_dataset', 'finish_dataset']
 
 # %% ../../nbs/73_stream.ipynb #8b8becea
@@ -144,7 +144,7 @@ def parse_records(text: str | None) -> range | None:
     return range(int(found[1]), int(found[2]))
 
 
-def draw_rows(
+def draw_records(
     painter: Painter, seed: int, records: list[int], filters: Sequence[str], own: torch.Tensor | None
 ) -> dict[int, tuple[dict[str, float], dict[str, np.ndarray]]]:  # record -> its line, its arrays
     """Draw records and say which of them are kept."""
@@ -192,7 +192,7 @@ def write_dataset(
         written = writer.submit(write_batch, out, [], about)
         while kept < n and at < end:
             wanted = range(at, min(end, at + min(batch, CHUNK * math.ceil((n - kept) / CHUNK))))
-            new, taken = draw_rows(painter, seed, [r for r in wanted if r not in rows], filters, own), []
+            new, taken = draw_records(painter, seed, [r for r in wanted if r not in rows], filters, own), []
             for r in wanted:
                 if kept == n or scarce(r - first, kept):
                     break

@@ -16,7 +16,7 @@ import test_nodules
 MODULES = {m.__name__.removeprefix("test_"): m for m in (
     test_brats_full, test_chest_xray, test_data, test_data_check, test_fundus, test_lung_ct, test_nodules)}
 
-KINDS = {  # what issue 7 asks for -> cases (a file's test, and a part of the case's name), or whole tests
+KINDS = {  # of hostile input -> cases (a file's test, and a part of the case's name), or whole tests
     "truncated .nii.gz": ["data_check.truncated", "data.truncated"],
     "truncated .mha": ["brats_full.truncated"],
     "truncated .mhd": ["nodules.cut_header"],

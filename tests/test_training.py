@@ -218,7 +218,7 @@ def test_the_recipe_of_the_thesis_is_arguments_and_data() -> None:
     assert {r.params["data_hash"] for r in runs.values()} == {tasks.load_slices(PHANTOM, "smoke", "thesis").hash}
     wired = {"condition": "planes", "init": "blur"}
     assert all(wired.items() <= runs[s].params["settings"].items() for s in ("translator", "pretraining"))
-    literal = {"critic_norm": "instance", "views": False, "fake_classes": True, "registration_ramp": False, "anchor": 0.0,
+    literal = {"critic_norm": "instance", "views": "none", "fake_classes": True, "registration_ramp": False, "anchor": 0.0,
                "contrast": 0.0, "structure": "one_step", "adversarial": 3.0}
     assert literal.items() <= runs["synthesis"].params["settings"].items()
     assert tasks.RECIPES["mended"] == {} and "recipe" in tasks.plan(*REQUEST)[0].params
@@ -368,7 +368,7 @@ def test_terms_that_compare_leave_out_what_is_lacking() -> None:
     """Pair (0, 1) of two slices, the second without modality 1: the supervised term is that of the first, halved."""
     torch.manual_seed(0)
     nets = {"translator": UNet(1, 1, 8, 2), "critic": Critic(1, 8, two_heads=True).eval()}
-    x, pairs, view = torch.rand(2, 2, 16, 16), torch.tensor([[0, 1]]), draw_view()
+    x, pairs, view = torch.rand(2, 2, 16, 16), torch.tensor([[0, 1]]), draw_view(torch.rand(2))
     x_t = translate(nets["translator"], x, pairs)
     half, all_there = (translator_terms(nets, x, pairs, x_t, view, torch.tensor([[1.0, 1], [1, p]])) for p in (0, 1))
     first = (x_t[0, 0] - x[0, 1]).square().mean() / 2

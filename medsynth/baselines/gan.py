@@ -64,7 +64,7 @@ def gan_step(stage: BasicGAN, t: int) -> dict[str, float]:
     """Train D on real and drawn images, then G."""
     x = batch_of(stage.data, stage.batch, stage.seed, f"GAN# {stage.channels.start}", t)["x_any"][:, stage.channels]
     x_g = stage.nets["generator"](draw_rows(torch.randn, x[:, :1])).sigmoid()
-    view = draw_view()
+    view = draw_view(x)
     d_real, _ = stage.nets["critic"](turned(x, view))
     d_fake, _ = stage.nets["critic"](turned(x_g.detach(), view))
     of_critic = critic_loss(d_real, d_fake, *CRITIC_WEIGHTS)

@@ -70,7 +70,7 @@ def published_translator_step(stage: Translator, t: int) -> dict[str, float]:
     for n, optimiser in stage.optimisers.items():
         set_lr(optimiser, stage.lr[n], t, stage.steps, stage.lr_decay)
     x_t = [call(g_t, x[:, i : i + 1], j) for i, j in pairs]
-    view = draw_view() if stage.views else [0] * 4
+    view = draw_view(x, stage.views)
     losses = []
     for (_, j), fake in zip(pairs, x_t, strict=True):
         d_real, c_real = d_t(turned(x[:, j : j + 1], view))
@@ -119,7 +119,7 @@ def published_synthesis_step(stage: Synthesis, t: int) -> dict[str, float]:
     new, there = noise_like(torch.cat([s, real["s"]])).split(len(s))
     x_g = published_paint(stage, s, m, label, new)
     x_r = torch.cat(published_paint(stage, real["s"], real["m"], real["l"], there), 1)
-    view, losses = draw_view() if stage.views else [0] * 4, []
+    view, losses = draw_view(real["x_any"], stage.views), []
     for i, fake in enumerate(x_g):
         d_real, c_real = stage.nets["critic"](turned(real["x_any"][:, i : i + 1], view))
         d_fake, c_fake = stage.nets["critic"](turned(fake.detach(), view))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.paths import BadRecord, BadRequest, explain
 from ..core.random import key
-from .phantom import draw_lesion, draw_patient
+from .phantom import draw_patient, draw_plaques
 from .samples import Cohort, Patient, Source, files_like, find_file, gather, min_max, read_on_grid
 
 # %% ../../nbs/14_brain_ms.ipynb #8d761f7b
@@ -86,12 +86,12 @@ def _place(x: np.ndarray) -> np.ndarray:  # (5, 192, 160) -> (182, 218, 182)
 
 
 def write_brain_ms(out: Path, n_patients: int = 3, seed: int = 0) -> list[Patient]:  # as painted, five slices each
-    """Write phantom patients in the data set's layout, and as many labels of patients without images."""
+    """Write phantom patients with plaques in the data set's layout, and as many labels of patients without images."""
     size, painted = (ROWS.stop - ROWS.start, COLUMNS.stop - COLUMNS.start), []
     names = ["patient26", *(f"patient{i:02d}" for i in range(1, n_patients + 1) if i != 26)][:n_patients]
     for i, name in enumerate(names):
         (out / name).mkdir(parents=True)
-        p = draw_patient(seed, i, size, 5)
+        p = draw_patient(seed, i, size, 5, draw_plaques)
         painted.append(Patient(name, p.images, (p.label > 0).astype(np.uint8), p.spacing_mm, AFFINE))
         files = {FILES[m]: np.rint(x * PEAK).astype(np.int16) for m, x in p.images.items()} | {LABEL: painted[-1].label}
         for pattern, x in files.items():
@@ -99,7 +99,7 @@ def write_brain_ms(out: Path, n_patients: int = 3, seed: int = 0) -> list[Patien
     for i in range(n_patients):
         folder = out / f"patient{1001 + i}"
         folder.mkdir()
-        label = draw_lesion(key(seed, "lesion", n_patients + i), size, np.linspace(-0.75, 0.75, 5)) > 0
+        label = draw_plaques(key(seed, "lesion", n_patients + i), size, np.linspace(-0.75, 0.75, 5)) > 0
         nib.save(nib.Nifti1Image(_place(label.astype(np.uint8)), AFFINE), folder / LABEL.replace("*", "phantom"))
     return painted
 

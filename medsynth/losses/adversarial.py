@@ -5,8 +5,9 @@ weight, built of three short ones."""
 
 # %% auto #0
 __all__ = ['CLASS_LOSSES', 'translation_critic_loss', 'translation_adversary_loss', 'critic_loss', 'adversary_loss',
-           'modality_loss', 'code_kl_loss', 'flow_loss', 'code_critic_loss', 'code_adversary_loss', 'code_moments_loss',
-           'map_critic_loss', 'modality_cross_entropy_loss', 'image_critic_loss', 'image_adversary_loss']
+           'slope_penalty', 'modality_loss', 'code_kl_loss', 'flow_loss', 'code_critic_loss', 'code_adversary_loss',
+           'code_moments_loss', 'map_critic_loss', 'modality_cross_entropy_loss', 'image_critic_loss',
+           'image_adversary_loss']
 
 # %% ../../nbs/40_adversarial.ipynb #8a830d0a
 from collections.abc import Callable
@@ -30,6 +31,15 @@ def adversary_loss(d_fake: torch.Tensor) -> torch.Tensor:  # a number
     return (d_fake - 1).square().mean()
 
 
+def slope_penalty(
+    d_real: torch.Tensor,  # D(x), (B, 1, h, w)
+    x: torch.Tensor,  # (B, ...) what D saw, which requires a gradient
+) -> torch.Tensor:  # a number
+    """R1, half the squared slope of D at real images, |grad_x mean D(x)|^2 / 2 (Mescheder et al. 2018; not in the thesis)."""
+    slope, = torch.autograd.grad(d_real.flatten(1).mean(1).sum(), x, create_graph=True)
+    return 0.5 * slope.square().flatten(1).sum(1).mean()
+
+# %% ../../nbs/40_adversarial.ipynb #b1ed7828
 def modality_loss(
     c: torch.Tensor,  # (B, 1, h, w) predicted index
     modality: torch.Tensor,  # (B,) true index

@@ -6,7 +6,7 @@ reads."""
 # %% auto #0
 __all__ = ['LESION_MARGIN_PX', 'OUTLINE_PX', 'SOURCE_MODALITY', 'fit', 'reduce_label', 'extract', 'Slices', 'kept', 'present_in',
            'having', 'reduced_patient', 'labels_of', 'extra_labels', 'reduced_cohort', 'write_reduced', 'preparation',
-           'check_present', 'prepare', 'misregistered', 'unpaired', 'stand_ins', 'batch_of']
+           'check_present', 'prepare', 'misregistered', 'of_few', 'unpaired', 'stand_ins', 'batch_of']
 
 # %% ../../nbs/25_slices.ipynb #03503858
 import hashlib
@@ -244,6 +244,15 @@ def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
     both = {n: moved(slices.tensors[n]) for n in ("x", "s_each") if n in slices.tensors}
     digest = hashlib.sha256(f"{slices.hash} moved {modality} {px}".encode()).hexdigest()[:12]
     return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | both}))
+
+
+def of_few(slices: Slices, n: int) -> Slices:
+    """Keep n training patients, their labels alone, and all test patients, to learn what little data does."""
+    few = kept(slices, slices.test | torch.isin(slices.patient, slices.patient[~slices.test].unique()[:n]))
+    own = few.l[~few.test][:, 0]
+    digest = hashlib.sha256(f"{slices.hash} of {n}".encode()).hexdigest()[:12]
+    tensors = few.tensors | {"labels": own[(own > 0).flatten(1).any(1)]}
+    return Slices(**(slices.__dict__ | {"hash": digest, "tensors": tensors}))
 
 
 def unpaired(slices: Slices) -> Slices:

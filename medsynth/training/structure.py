@@ -204,7 +204,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     refiner = stage.nets["refiner"]
     logits = refiner(density, draw_rows(torch.randn, s))
     g = logits.sigmoid()
-    view = draw_view()
+    view = draw_view(s)
     d_real, d_fake = (stage.nets["D_s"](turned(beside(*pair), view)) for pair in ((s, real_density), (g.detach(), density)))
     of_critic = critic_loss(d_real, d_fake)
     descend(stage.fabric, stage.optimisers["D_s"], of_critic)

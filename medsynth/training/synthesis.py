@@ -15,7 +15,7 @@ import torch
 
 from ..core.paths import BadRequest, explain
 from ..core.random import draw_rows, key, own_rows
-from ..losses.adversarial import CLASS_LOSSES, adversary_loss, image_critic_loss
+from ..losses.adversarial import CLASS_LOSSES, adversary_loss, image_critic_loss, slope_penalty
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import agreement_loss, pretraining_loss, ramp, registration_loss
 from ..metrics.registration import edge_map
@@ -157,17 +157,20 @@ def critic_terms(
     critic: Critic,
     x: torch.Tensor,  # (B, k, H, W)
     x_g: torch.Tensor,  # (B, k, H, W)
-    view: list[int],  # how D looks
+    view: list[int] | torch.Tensor,  # how D looks
     fake_classes: bool = False,  # True: the class head learns from painted images too, as printed (D7)
     class_loss: str = "index",  # or "cross-entropy" (D9)
+    r1: float = 0.0,  # weight of slope_penalty
 ) -> dict[str, torch.Tensor]:
     """Compute D's losses (13) on real and painted images, and its mean answers."""
     modality = torch.arange(x.shape[1], device=x.device).repeat(len(x))
-    d_real, c_real = critic(turned(x.flatten(0, 1)[:, None], view))
-    d_fake, c_fake = critic(turned(x_g.detach().flatten(0, 1)[:, None], view))
+    real = turned(x, view).flatten(0, 1)[:, None].requires_grad_(r1 > 0)
+    d_real, c_real = critic(real)
+    slope = r1 * slope_penalty(d_real, real) if r1 else 0.0
+    d_fake, c_fake = critic(turned(x_g.detach(), view).flatten(0, 1)[:, None])
     c_fake = c_fake if fake_classes else None
     loss = image_critic_loss(d_real, d_fake, c_real, modality, c_fake, class_loss=CLASS_LOSSES[class_loss])
-    return {"critic": loss, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
+    return {"critic": loss + slope, "d_real": d_real.mean(), "d_fake": d_fake.mean()}
 
 # %% ../../nbs/54_synthesis.ipynb #b69f91aa
 def generator_terms(
@@ -177,13 +180,13 @@ def generator_terms(
     label: torch.Tensor,
     real_contrast: torch.Tensor,  # (k,)
     n_pairs: int,
-    view: list[int],  # how D looks
+    view: list[int] | torch.Tensor,  # how D looks
     class_loss: str = "index",  # or "cross-entropy" (D9)
     output: str = "softmax",  # of the processors' planes
 ) -> dict[str, torch.Tensor]:
     """Compute G's losses on painted images: (14), (15), (16), lesion contrast, and agreement of translations."""
     k = x_g.shape[1]
-    d, c = nets["critic"](turned(x_g.flatten(0, 1)[:, None], view))
+    d, c = nets["critic"](turned(x_g, view).flatten(0, 1)[:, None])
     modality = torch.arange(k, device=x_g.device).repeat(len(x_g))
     read = [read_back_loss(p(x_g[:, i : i + 1]), label, output=output) for i, p in enumerate(nets["processors"])]
     pairs = draw_pairs(k, n_pairs)
@@ -218,16 +221,16 @@ class Synthesis:
         lr: float = 2e-4, critic_lr_ratio: float = 2.0,  # of G, D's over it; 1 is the thesis's
         registration_ramp: bool = True,  # D30; False is the thesis's
         critic_norm: str = "spectral", critic_init: str = "kaiming",  # "instance" (D27), "normal" are the thesis's
-        views: bool = True, fake_classes: bool = False,  # D sees images shifted and flipped; False, True (D7) are the thesis's
-        class_loss: str = "index", output: str = "softmax",  # or "cross-entropy" (D9); of planes in (15), as processors learnt
-        summed_pairs: bool = False, label_input: bool = True,  # True: (16) sums over k - 1 partners, as printed; as in (18) (D6)
-        structure: str = "two_step",  # who draws the maps; "one_step" is the thesis's (D36); read by chapter 55
+        views: str = "shifted", r1: float = 0.0,  # how D sees images (chapter 34), its slope's weight; "none" is the thesis's
+        fake_classes: bool = False, class_loss: str = "index",  # True is the thesis's (D7); or "cross-entropy" (D9)
+        output: str = "softmax", summed_pairs: bool = False,  # of planes in (15); True: (16) sums over k - 1 partners, as printed
+        label_input: bool = True, structure: str = "two_step",  # as in (18) (D6); "one_step" is the thesis's (D36; chapter 55)
         **weights: float,  # changes to WEIGHTS
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.steps, self.n_pairs, self.ramps = len(slices.modalities), steps, n_pairs, registration_ramp
         self.views, self.class_loss, self.output = views, class_loss, output
-        self.learns = {"fake_classes": fake_classes, "class_loss": class_loss}  # D
+        self.learns = {"fake_classes": fake_classes, "class_loss": class_loss, "r1": r1}  # D
         self.weights, self.maps, self.label_input = WEIGHTS | weights, needs["maps"], label_input
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         self.weights["registration"] *= self.k - 1 if summed_pairs else 1
@@ -270,7 +273,7 @@ def adversarial_step(
     noise = torch.cat([noise_like(s), noise_like(real["s"])])
     both = paint(stage.nets["generator"], *maps, noise, stage.data.n_classes, stage.k, stage.label_input)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
-    view = draw_view() if stage.views else [0] * 4
+    view = draw_view(real["x_any"], stage.views)
     of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view, **stage.learns)
     descend(stage.fabric, stage.optimisers["critic"], of_critic["critic"])
     readers = {**stage.readers, "critic": stage.nets["critic"]}

@@ -21,7 +21,7 @@ from ..core.random import key
 from ..core.runs import Run, code_hash, load_checkpoint, open_run, run_of
 from ..data.batches import DataRef
 from ..structure.edges import AS_THESIS, structure_map
-from ..structure.slices import Slices, misregistered, prepare, unpaired
+from ..structure.slices import Slices, misregistered, of_few, prepare, unpaired
 from .engine import SETTINGS, check_settings, open_fabric
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, train
@@ -79,7 +79,7 @@ STAGES = {"processor": Processor, "density": Density, "lines": Lines, "one_step"
 SHARED = ("processor", "density", "lines", "translator", "pretraining", "synthesis")  # n processes share a batch (chapter 59)
 TASKS = {"brain": {"data": ("phantom", *_REAL)}}
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t
-_ADVERSARIES = {"critic_norm": "instance", "critic_init": "normal", "views": False, "fake_classes": True,
+_ADVERSARIES = {"critic_norm": "instance", "critic_init": "normal", "views": "none", "fake_classes": True,
            "critic_lr_ratio": 1.0, "n_pairs": 56}  # D27, D7; all pairs of up to 8 modalities: G, D and G_t, D_t
 RECIPES = {  # recipe -> stage, or data -> named arguments
     "mended": {},
@@ -143,12 +143,15 @@ def check_request(task: str, stage: str, data: DataRef, recipe: str, profile: st
         raise BadRequest(explain(f"task {task}", f"data of {', '.join(TASKS[task]['data'])}", data.name, "Choose one of them."))
 
 
-DATA_CHANGES = tuple(f"data.{n}" for n in ("moved_px", "unpaired", "incomplete", "edges", "outline_px", "fill", "own_maps"))
+DATA_CHANGES = tuple(f"data.{n}" for n in (
+    "moved_px", "patients", "unpaired", "incomplete", "edges", "outline_px", "fill", "own_maps"))
 
 
 def check_changes(changes: dict) -> None:
     """Raise BadRequest for a change of a stage that does not exist, or of the data to what it cannot be."""
-    px, edges = changes.get("data.moved_px", 0), changes.get("data.edges", {})
+    px, few, edges = changes.get("data.moved_px", 0), changes.get("data.patients", 1), changes.get("data.edges", {})
+    if not isinstance(few, int) or few < 1:
+        raise BadRequest(explain(f"--set data.patients={few}", "training patients, 1 or more", repr(few), "Try data.patients=2."))
     if not isinstance(px, int) or px < 0:
         raise BadRequest(explain(f"--set data.moved_px={px}", "pixels, 0 or more", repr(px), "For example data.moved_px=3."))
     if not isinstance(edges, dict) or edges.keys() - inspect.signature(structure_map).parameters.keys():
@@ -169,12 +172,13 @@ def _prepared(data: DataRef, profile: str, extraction: str) -> Slices:
 
 # %% ../../nbs/55_tasks.ipynb #a97faa92
 def slices_for(data: DataRef, profile: str, changes: dict, recipe: str = "mended") -> Slices:
-    """Prepare a data set as a recipe has it, with the changes `data.*`; moved_px and unpaired are made of what was read."""
+    """Prepare a data set as a recipe has it, with the changes `data.*`; the first three are made of what was read."""
     check_changes(changes)
     wanted = RECIPES[recipe].get("data", {}) | {n[5:]: v for n, v in changes.items() if n.startswith("data.")}
-    px, apart = wanted.pop("moved_px", 0), wanted.pop("unpaired", False)
+    px, few, apart = wanted.pop("moved_px", 0), wanted.pop("patients", 0), wanted.pop("unpaired", False)
     slices = _prepared(data, profile, json.dumps(wanted, sort_keys=True))
     slices = misregistered(slices, px) if px else slices
+    slices = of_few(slices, few) if few else slices
     return unpaired(slices) if apart else slices
 
 

@@ -15,9 +15,9 @@ from skimage.io import imsave
 
 from medsynth.cli import main
 from medsynth.core.artefacts import REDISTRIBUTABLE, save_artefact
-from medsynth.core.paths import home
+from medsynth.core.paths import home, read_json
 from medsynth.data.batches import SOURCES, parse_data
-from medsynth.evaluation.catalogue import ARTEFACTS, departures_at
+from medsynth.evaluation.catalogue import ARTEFACTS, variants_at
 from medsynth.evaluation.subjects import dataset_cases
 from medsynth.show import grid
 from medsynth.training.tasks import load_slices
@@ -159,11 +159,20 @@ def test_publish_refuses_real_images(
 def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedProcess) -> None:
     """A row for mended and for each departure that smoke takes back, of one stage each; what comes before is shared."""
     with (home() / "artefacts" / "phantom" / "smoke" / "departures.csv").open() as f:
-        rows = {r["departure"]: r for r in csv.DictReader(f)}
-    assert list(rows) == ["mended", "no Alg. 4", *departures_at("smoke")] and len(rows) == 4
+        rows = {r["variant"]: r for r in csv.DictReader(f)}
+    assert list(rows) == ["mended", "no Alg. 4", *list(variants_at("departures", "smoke"))[1:]] and len(rows) == 3
     trained = [r["distance"] for name, r in rows.items() if name != "no Alg. 4"]  # which may reject no label of a few cases
     assert len(set(trained)) == len(trained), "each draws other images"
     assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
+
+
+def test_little_data_is_two_patients(reproduced: subprocess.CompletedProcess) -> None:
+    """The chain of two patients and one remedy, which paints otherwise."""
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    with (folder / "small_data.csv").open() as f:
+        plain, helped = csv.DictReader(f)
+    assert [plain["variant"], helped["variant"]] == list(variants_at("small_data", "smoke"))
+    assert plain["distance"] != helped["distance"] and "16 slices of 2 patients" in read_json(folder / "small_data.json")["note"]
 
 
 @pytest.fixture(scope="module")

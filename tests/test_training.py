@@ -1,4 +1,5 @@
 """Layer training: the same bits, kill -9 and resume, divergence, judges, requests that make no sense."""
+import copy
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from medsynth.core.paths import BadRequest
 from medsynth.core.random import normal
 from medsynth.core.runs import load_checkpoint, run_of, save_checkpoint, start_run
 from medsynth.data.batches import parse_data
+from medsynth.losses.adversarial import slope_penalty
 from medsynth.losses.lesion import PLANE_WEIGHTS
 from medsynth.nets.blocks import feature_rank
 from medsynth.nets.critics import Critic, draw_view
@@ -362,6 +364,46 @@ def test_an_unpaired_cohort_keeps_one_modality_a_patient() -> None:
     assert kept == {0: [1, 0, 0, 1], 1: [0, 1, 0, 0], 2: [0, 0, 1, 0], 3: [1, 1, 1, 1]}
     assert torch.equal(lacking.x, slices.x * present_in(lacking)[:, :, None, None]) and lacking.hash != slices.hash
     assert torch.equal(lacking.s, slices.s) and present_in(slices).all()
+
+
+def test_few_patients() -> None:
+    """Two of three training patients, their labels alone, all test patients; no patients is refused."""
+    slices, few = (tasks.slices_for(PHANTOM, "smoke", c) for c in ({}, {"data.patients": 2}))
+    assert few.patient[~few.test].unique().tolist() == [0, 1] and few.hash != slices.hash
+    assert torch.equal(few.side("test").x, slices.side("test").x)
+    own = {label.numpy().tobytes() for label in few.side("train").l[:, 0]}
+    assert 0 < len(few.labels) < len(slices.labels) and all(label.numpy().tobytes() in own for label in few.labels)
+    with pytest.raises(BadRequest, match="1 or more"):
+        tasks.check_changes({"data.patients": 0})
+
+
+def test_remedies_for_little_data() -> None:
+    """R1 adds its weight times D's slope to (13) and (20), and the slope learns to be smaller; augmented images pass gradients."""
+    torch.manual_seed(0)
+    x, pairs, losses = torch.rand(4, 2, 16, 16), torch.tensor([[0, 1]]), {}
+    for r1 in (0.0, 2.0):
+        critic = Critic(1, 8, two_heads=True, norm="none").eval()
+        critic.load_state_dict(losses.setdefault("start", copy.deepcopy(critic.state_dict())))
+        optimiser = torch.optim.Adam(critic.parameters(), 1e-3)
+        for _ in range(30):
+            terms = synthesis.critic_terms(critic, x, 1 - x, [0] * 4, r1=r1)
+            losses.setdefault(r1, terms["critic"].item())
+            optimiser.zero_grad()
+            terms["critic"].backward()
+            optimiser.step()
+        real = x.flatten(0, 1)[:, None].requires_grad_()
+        losses[f"slope {r1}"] = slope_penalty(critic(real)[0], real).item()
+    assert losses["slope 2.0"] < losses["slope 0.0"]
+    critic.load_state_dict(losses["start"])
+    real = x.flatten(0, 1)[:, None].requires_grad_()
+    assert losses[2.0] == pytest.approx(losses[0.0] + 2 * slope_penalty(critic(real)[0], real).item(), rel=1e-5)
+    x_t, view = x[:, :1].movedim(0, 1).clone().requires_grad_(), draw_view(x, "diffaugment")
+    terms = (translator.critic_terms(critic, x, pairs, x_t, view, r1=r) for r in (0.0, 2.0))
+    assert len({t["critic"].item() for t in terms}) == 2 and view.shape == (4, 6)
+    translator.looked_at(x_t, view).square().sum().backward()
+    assert 0 < (x_t.grad != 0).float().mean() < 0.9, "but for what is cut out or shifted away"
+    with pytest.raises(ValueError, match="diffaugment"):
+        draw_view(x, "mirrored")
 
 
 def test_terms_that_compare_leave_out_what_is_lacking() -> None:

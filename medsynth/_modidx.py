@@ -1050,6 +1050,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'medsynth/synthesis/stream.py'),
                                            'medsynth.synthesis.stream.write_dataset': ( 'stream.html#write_dataset',
                                                                                         'medsynth/synthesis/stream.py')},
+            'medsynth.training.board': {'medsynth.training.board.write_board': ('board.html#write_board', 'medsynth/training/board.py')},
             'medsynth.training.drawing': { 'medsynth.training.drawing.draw_block': ( 'drawing.html#draw_block',
                                                                                      'medsynth/training/drawing.py'),
                                            'medsynth.training.drawing.draw_maps': ( 'drawing.html#draw_maps',

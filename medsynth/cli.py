@@ -29,6 +29,7 @@ from .synthesis.dataset import FORMATS, contact_sheet
 from .synthesis.own_labels import own_labels
 from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
 from .synthesis.stream import check_batch, describe_counts, parse_filter, parse_records, write_dataset
+from .training.board import write_board
 from .training.engine import PRECISIONS, Stopped, close_processes, open_fabric, started_with
 from .training.loop import Diverged, read_metrics, training_curves
 from .training.tasks import RECIPES, STAGES, TASKS, batches_of, check_request, get_run, plan, unfold
@@ -82,10 +83,14 @@ def describe_run(run: Run) -> str:
 
 
 def run_runs(args: argparse.Namespace) -> int:
-    """List runs, or draw one run's losses beside its folder's picture."""
+    """List runs, draw one run's losses beside its folder's picture, or write event files for TensorBoard."""
     if args.action == "list":
         for run in list_runs():
             print(describe_run(run))
+        return 0
+    if args.action == "tensorboard":
+        n = write_board([open_run(args.run)] if args.run else list_runs(), home() / "tensorboard")
+        print(f"{n} runs; look at them with: tensorboard --logdir {home() / 'tensorboard'}")
         return 0
     run = open_run(args.run or "")
     print(describe_run(run))
@@ -161,7 +166,7 @@ COMMANDS = {
     "reproduce": (run_reproduce, "make figures and tables",
                   "medsynth reproduce fig_16 --data brain_ms=/data/brain_ms --profile demo"),
     "train": (run_train, "train a stage and what it builds on", "medsynth train brain synthesis --set synthesis.lr=1e-4"),
-    "runs": (run_runs, "list runs, or show one", "medsynth runs show brain-phantom-synthesis"),
+    "runs": (run_runs, "list runs, show one, or write them for TensorBoard", "medsynth runs show brain-phantom-synthesis"),
     "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --out cases"),
     "quality": (run_quality, "judge a chain, a run or a folder of images",
                 "medsynth quality brain --data brain_ms=/data/brain_ms --profile demo"),
@@ -191,7 +196,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["reproduce"].add_argument("--dry-run", action="store_true", help="print trainings, steps and estimated minutes")
     made["train"].add_argument("task", help=f"of {', '.join(TASKS)}")
     made["train"].add_argument("stage", nargs="?", default="synthesis", help=f"of {', '.join(STAGES)} (default synthesis)")
-    made["runs"].add_argument("action", nargs="?", default="list", choices=("list", "show"))
+    made["runs"].add_argument("action", nargs="?", default="list", choices=("list", "show", "tensorboard"))
     made["runs"].add_argument("run", nargs="?", help="id, start of an id, or path of a run")
     made["synthesise"].add_argument("task", help=f"of {', '.join(TASKS)}")
     made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases kept (default 16)")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,7 @@ from skimage.io import imsave
 from medsynth.cli import main
 from medsynth.core.artefacts import REDISTRIBUTABLE, save_artefact
 from medsynth.core.paths import home, read_json
+from medsynth.core.runs import list_runs
 from medsynth.data.batches import SOURCES, parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS, variants_at
 from medsynth.evaluation.subjects import dataset_cases
@@ -173,6 +175,15 @@ def test_little_data_is_two_patients(reproduced: subprocess.CompletedProcess) ->
         plain, helped = csv.DictReader(f)
     assert [plain["variant"], helped["variant"]] == list(variants_at("small_data", "smoke"))
     assert plain["distance"] != helped["distance"] and "16 slices of 2 patients" in read_json(folder / "small_data.json")["note"]
+
+
+def test_runs_for_tensorboard(reproduced: subprocess.CompletedProcess, capsys: pytest.CaptureFixture) -> None:
+    """A folder of event files a run, or exit 2 that names the extra where it is not installed."""
+    code, run = main(["runs", "tensorboard"]), list_runs()[0]
+    if find_spec("tensorboard"):
+        assert code == 0 and list((home() / "tensorboard" / run.id).glob("events.*"))
+    else:
+        assert code == 2 and "medsynth[board]" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

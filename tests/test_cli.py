@@ -278,6 +278,8 @@ BAD_REQUESTS = [
     (["train", "brain", "density", "--set", "data.typo=1"], "data.moved_px"),
     (["train", "brain", "density", "--set", "data.moved_px=-3"], "0 or more"),
     (["train", "brain", "density", "--set", "data.edges=AS_THESIS"], "a dict of arguments"),
+    (["train", "brain", "density", "--set", "synthesis.views=mirrored"], "diffaugment"),
+    (["train", "brain", "pretraining", "--set", "focus=nothing"], "one of lesion, mask"),
     (["runs", "show", "nothing"], "medsynth runs"), (["publish", "--profile", "paper"], "medsynth reproduce"),
     (["publish", "--data", "brain_ms"], "medsynth reproduce --data brain_ms"),  # needs artefacts, not the data
 ]

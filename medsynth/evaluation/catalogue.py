@@ -48,6 +48,8 @@ class Request:
 ARTEFACTS = {  # name -> (what it shows, stages it needs)
     "fig_06": ("Fig. 6: extraction panels: modalities, mask, Sobel rows, structure map, lesion removed", ()),
     "fig_08": ("Fig. 8: original, structure map, mask, fused map, a row a data set, of phantoms in its layout", ()),
+    "fig_14": ("Fig. 14: structure maps drawn from N(0, 1), as they came, beside maps of training slices", ("synthesis",)),
+    "fig_15": ("Fig. 15: structure maps over a plane of z, from one draw to two others", ("synthesis",)),
     "fig_16": ("Fig. 16: synthetic cases: mask, structure map, fused map, label, four modalities", ("synthesis",)),
     "table_4": ("Table 4: segmenters trained on real, tested on real and on synthetic: MSE, Dice", ("synthesis", "segmenters")),
     "departures": ("Departures of the adversarial stage taken back one by one, and all of recipe thesis: judges' numbers, a case",

@@ -179,6 +179,8 @@ def slices_for(data: DataRef, profile: str, changes: dict, recipe: str = "mended
     slices = _prepared(data, profile, json.dumps(wanted, sort_keys=True))
     slices = misregistered(slices, px) if px else slices
     slices = of_few(slices, few) if few else slices
+    if few and not len(slices.labels):
+        raise BadRequest(explain(f"--set data.patients={few}", "a lesion among their slices", "none", "Take more patients."))
     return unpaired(slices) if apart else slices
 
 

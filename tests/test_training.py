@@ -261,6 +261,18 @@ def test_own_maps_equal_one_shared_map_where_all_are_the_same() -> None:
     assert torch.allclose(own, synthesis.paint(net, s, m, label, noise, 2, 3), atol=1e-6)
 
 
+def test_what_the_ablation_feeds_its_generator() -> None:
+    """Row A sees noise alone, B the map alone, C their fusion (12); a run of a new source is another run, of the same start."""
+    s, m, z = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)
+    s[..., 0, 0], m[..., 1, 1] = 1, 1
+    by_hand = {"noise": [0.5, 0.5, 0.5, 0.5], "map": [1, 0, 0, 0], "fused": [1, 0.5, 0.5, 0]}
+    assert {n: synthesis.INPUTS[n](s, m, z).flatten().tolist() for n in synthesis.INPUTS} == by_hand
+    runs = {n: tasks.plan(*REQUEST, **{"synthesis.source": n, "synthesis.label_filter": n != "map"})
+            for n in synthesis.INPUTS}
+    assert len({run.id for run, _ in runs.values()}) == 3
+    assert len({tuple(r.id for r, _ in below) for _, below in runs.values()}) == 1, "they share what comes before"
+
+
 def test_class_heads_learn_from_fakes_only_when_asked() -> None:
     """D says 1, 0 and class 0 throughout: the class term is 5 (0 + 1 + 4 + 9) / 4 = 17.5 of real, as much again of painted."""
     def critic(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -93,7 +93,7 @@ def published_paint(
     stage: Synthesis, s: torch.Tensor, m: torch.Tensor, label: torch.Tensor, noise: torch.Tensor
 ) -> list[torch.Tensor]:  # k of (B, 1, H, W) in [0, 1]
     """Paint each modality with a call of its own; s, m, label and noise (B, 1, H, W) as for paint."""
-    planes = one_hot(label, stage.data.n_classes)[:, 1:] * float(stage.label_input)
+    planes = one_hot(label, stage.data.n_classes)[:, 1:] * float(stage.fed["label_input"])
     source = torch.cat([fuse_noise(s, m, noise), planes], 1)
     return [call(stage.nets["generator"], source, i) for i in range(stage.k)]
 

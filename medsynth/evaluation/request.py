@@ -16,7 +16,7 @@ from ..losses.adversarial import CLASS_LOSSES
 from ..nets.blocks import NORMS
 from ..nets.critics import VIEWS
 from ..structure.slices import Slices
-from ..training.synthesis import FOCUS
+from ..training.synthesis import FOCUS, INPUTS
 from ..training.tasks import PROFILES, RECIPES, check_request, slices_for
 from .catalogue import Request
 
@@ -41,7 +41,8 @@ def request_of(args: argparse.Namespace) -> Request:
 # %% ../../nbs/84_request.ipynb #0e078ac7
 INITIALS = ("kaiming", "blur", "normal")
 CHOICES = {"views": VIEWS, "critic_norm": NORMS, "norm": NORMS, "class_loss": tuple(CLASS_LOSSES), "focus": tuple(FOCUS),
-           "condition": ("norm", "planes"), "init": INITIALS, "critic_init": INITIALS, "structure": ("two_step", "one_step")}
+           "condition": ("norm", "planes"), "init": INITIALS, "critic_init": INITIALS, "structure": ("two_step", "one_step"),
+           "source": tuple(INPUTS)}
 
 
 def parse_changes(texts: list[str]) -> dict:  # name or stage.name -> value

@@ -9,7 +9,7 @@ __all__ = ['WHOLE_TRIES', 'CHUNK', 'Painter', 'painter_of', 'open_painter', 'dra
 
 # %% ../../nbs/70_pipeline.ipynb #818d5dd0
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,9 +44,9 @@ class Painter:
     modalities: tuple[str, ...]
     n_classes: int
     size: tuple[int, int]
-    label_input: bool = True  # D6
     delta: float = 1.0  # largest mismatch that Algorithm 3 accepts, in [0, 1]
     whole_tries: int = WHOLE_TRIES  # 1: every map is taken as it is drawn
+    fed: dict = field(default_factory=dict)  # what G is given: label_input (D6), source (D13), for paint
 
 # %% ../../nbs/70_pipeline.ipynb #c639cb8c
 def painter_of(run: Run, below: list, slices: Slices, whole_tries: int = WHOLE_TRIES) -> Painter:
@@ -55,7 +55,7 @@ def painter_of(run: Run, below: list, slices: Slices, whole_tries: int = WHOLE_T
     load_checkpoint(run.path / "last.safetensors", stage.nets)
     nets = {n: frozen(net) for n, net in stage.nets.items()}
     return Painter(run, stage.maps, nets["generator"], nets["critic"], tuple(stage.readers["processors"]), stage.data.labels,
-                   slices.modalities, slices.n_classes, slices.size, stage.label_input, training_delta(slices), whole_tries)
+                   slices.modalities, slices.n_classes, slices.size, training_delta(slices), whole_tries, stage.fed)
 
 
 def open_painter(
@@ -125,7 +125,7 @@ def draw_chunk(
         drawn |= {"label_tries": torch.ones_like(drawn["map_tries"]), "accepted": drawn["cut_px"] == 0}
     s = s * (1 - (label > 0).to(s))
     noise = uniform(seed, "z'", records, (1, *painter.size), Z_LOW, Z_HIGH).to(device)
-    x = paint(painter.generator, s, m, label, noise, painter.n_classes, len(painter.modalities), painter.label_input)
+    x = paint(painter.generator, s, m, label, noise, painter.n_classes, len(painter.modalities), **painter.fed)
     drawn |= {"s": s, "fused": fuse_noise(s, m, noise), "label": label, "x": x} | score_cases(painter, x, label)
     return {n: v.cpu() for n, v in drawn.items()}
 

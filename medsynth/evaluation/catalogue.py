@@ -74,6 +74,15 @@ SMALL_DATA = {name: FEW | changes for name, changes in {  # the same chain of tw
     "no spectral norm, R1": {"synthesis.critic_norm": "none", "synthesis.r1": 1.0}}.items()}
 VARIANTS = {"departures": {"mended": {}} | DEPARTURES, "small_data": {"two patients": FEW} | SMALL_DATA}
 
+# %% ../../nbs/83_catalogue.ipynb #d1a9a001
+ARTEFACTS |= {  # the method itself: diagrams read from the code
+    "fig_05": ("Fig. 5: the whole method: which stage builds on which, its networks, what is asked of the data set", ()),
+    "fig_07": ("Fig. 7: training of the structure generator, in one step and in two, read from the code", ()),
+    "fig_09": ("Fig. 9: synthesis of the modalities: networks, losses and whom they train, read from the code", ()),
+    "fig_10": ("Fig. 10: training of the translator and of the lesion processors, read from the code", ()),
+    "fig_11": ("Fig. 11: how a data set is built, read from the code", ()),
+}
+
 # %% ../../nbs/83_catalogue.ipynb #6af59be3
 def judge_plans(request: Request, stages: tuple[str, ...]) -> list[tuple[Run, list]]:
     """Plan judges of the seed that no chain has; of a stage that takes a modality, one per modality."""

@@ -1,8 +1,11 @@
 """Evidence pages: sums and differences by hand, what a verdict needs, and plans that share what the departures leave alone."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from medsynth.core.paths import read_json
 from medsynth.data.batches import parse_data
 from medsynth.evaluation.catalogue import ARTEFACTS, Request, plans_of, reproduce_plan
 from medsynth.evaluation.evidence import (
@@ -120,6 +123,25 @@ def test_plans_share_what_a_departure_leaves_alone() -> None:
     assert {r.id for sides in plans.values() for p in sides.values() for r in unfold(p)} == listed
     assert {p[0].id for p in plans_of("evidence", Request(request.data, "smoke", "thesis"))} <= listed
     assert "evidence" in ARTEFACTS and lesion_modality(load_slices(request.data, "smoke")) == 3
+
+
+def test_the_index_gives_every_departure_its_effect() -> None:
+    """Whatever has a number in the list of departures has a row in the table of effects, or is said not to be measured."""
+    cells = read_json(Path(__file__).parents[1] / "nbs" / "index.ipynb")["cells"]
+    listed, effects = ("".join(c["source"]) for title in ("## Departures", "## What each departure does") for c in cells
+                       if "".join(c["source"]).startswith(title))
+
+    def ids(text: str) -> set[str]:
+        heads = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| D")}
+        return {one for head in heads for one in numbered(head)}
+
+    assert len(ids(listed)) > 20 and not ids(listed) - ids(effects)
+
+
+def numbered(head: str) -> set[str]:
+    """Read "D1-D5" or "D15, D22" as single numbers."""
+    first, dash, last = head.partition("-")
+    return {f"D{i}" for i in range(int(first[1:]), int(last[1:]) + 1)} if dash else set(head.split(", "))
 
 
 def set_apart(a: list, b: list) -> list:

@@ -100,7 +100,7 @@ class Comparison:
         return {"departure": self.departure, "measure": self.measure, **rounded, "n": self.gap.n, "unit": self.gap.unit,
                 "verdict": self.verdict}
 
-
+# %% ../../nbs/98_evidence.ipynb #84f5271c
 def by_unit(values: torch.Tensor, units: torch.Tensor) -> np.ndarray:  # (U, c)
     """Sum rows of values (N, c) by the unit (N,) they belong to."""
     return np.stack([values[units == u].double().sum(0).numpy() for u in units.unique()])
@@ -125,7 +125,7 @@ def mean_of(sums: np.ndarray) -> float:
     """Divide a sum by a count, or a sum by another."""
     return float(sums[0] / sums[1]) if sums[1] else float("nan")
 
-# %% ../../nbs/98_evidence.ipynb #64800188
+# %% ../../nbs/98_evidence.ipynb #25527b6f
 @torch.no_grad()
 def painted(net: UNet, slices: Slices) -> tuple[torch.Tensor, torch.Tensor]:  # (N, k, H, W) in [0, 1], (N,) ranks from 1
     """Paint the modalities of real maps, masks and labels, and measure the rank of the encoder's features, slice by slice."""
@@ -143,7 +143,7 @@ def between(x: torch.Tensor) -> torch.Tensor:  # (N,)
     k = x.shape[1]
     return (x[:, :, None] - x[:, None]).abs().sum((1, 2)).mean((1, 2)) / max(k * (k - 1), 1)
 
-# %% ../../nbs/98_evidence.ipynb #d78d9182
+# %% ../../nbs/98_evidence.ipynb #eb2c1dce
 @torch.no_grad()
 def answers(critic: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:  # (N, k)
     """Ask a critic about each modality of images (N, k, H, W): the mean of d over the image."""
@@ -179,7 +179,7 @@ def fooled(
         optimiser.step()
     return (canvas + limit * change.tanh() * (1 - m)).clamp(0, 1).detach()
 
-# %% ../../nbs/98_evidence.ipynb #9d3c731b
+# %% ../../nbs/98_evidence.ipynb #bdbd92e5
 @torch.no_grad()
 def registration_seen(translator: UNet, x: torch.Tensor, px: int = 3) -> dict[str, float]:  # what was done -> (16), relative
     """Measure (16) on real images (N, k, H, W) that were blurred four times by 3x3, moved together, or one of them alone."""
@@ -210,7 +210,7 @@ def on_lines(sums: np.ndarray) -> float:
     """Divide the mean edge on the map's lines by that elsewhere in the organ, from edge_sums."""
     return float((sums[0] / max(sums[2], 1)) / max(sums[1] / max(sums[3], 1), 1e-6))
 
-# %% ../../nbs/98_evidence.ipynb #9a3b3d8c
+# %% ../../nbs/98_evidence.ipynb #564c73e7
 @dataclass(frozen=True)
 class Page:
     """What is shown of one departure; panels are titles and images, (H, W) in [0, 1] or (H, W, 3)."""

@@ -121,7 +121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'medsynth.core.runs._bare': ('runs.html#_bare', 'medsynth/core/runs.py'),
                                     'medsynth.core.runs._flatten': ('runs.html#_flatten', 'medsynth/core/runs.py'),
                                     'medsynth.core.runs._imports': ('runs.html#_imports', 'medsynth/core/runs.py'),
-                                    'medsynth.core.runs._module_tree': ('runs.html#_module_tree', 'medsynth/core/runs.py'),
+                                    'medsynth.core.runs._module_facts': ('runs.html#_module_facts', 'medsynth/core/runs.py'),
                                     'medsynth.core.runs._strip': ('runs.html#_strip', 'medsynth/core/runs.py'),
                                     'medsynth.core.runs.checkpoint_step': ('runs.html#checkpoint_step', 'medsynth/core/runs.py'),
                                     'medsynth.core.runs.code_hash': ('runs.html#code_hash', 'medsynth/core/runs.py'),

@@ -45,15 +45,16 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
 
 # %% ../../nbs/02_runs.ipynb #a8157542
 @cache
-def _module_tree(name: str) -> ast.AST | None:
-    """Parse a module's source, or None where the name is not a module."""
+def _module_facts(name: str) -> tuple[str, set[str]] | None:
+    """Dump a module's syntax tree and list what it imports, once; None where the name is not a module."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return None
     if spec is None or spec.origin is None:
         return None
-    return _bare(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    tree = _bare(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return ast.dump(tree), _imports(tree, name.rpartition(".")[0])
 
 
 NEUTRAL = {"medsynth.show", "medsynth.core.paths", "medsynth.core.runs", "medsynth.core.artefacts"}  # change no result
@@ -64,16 +65,16 @@ def modules_used(source: str) -> set[str]:
     todo, seen = _imports(ast.parse(source), "medsynth"), set()
     while todo:
         name = todo.pop()
-        if name not in seen | NEUTRAL and (module := _module_tree(name)) is not None:
+        if name not in seen | NEUTRAL and (facts := _module_facts(name)) is not None:
             seen.add(name)
-            todo |= _imports(module, name.rpartition(".")[0])
+            todo |= facts[1]
     return seen
 
 
 def code_hash(source: str) -> str:  # 12 hex digits
     """Hash Python source and every medsynth module it imports, directly or not; comments and docstrings do not count."""
     parts = [ast.dump(_bare(ast.parse(source)))]
-    parts += [f"{n}:{ast.dump(_module_tree(n))}" for n in sorted(modules_used(source))]
+    parts += [f"{n}:{_module_facts(n)[0]}" for n in sorted(modules_used(source))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 # %% ../../nbs/02_runs.ipynb #d966b27a

@@ -12,7 +12,7 @@ import torch
 
 from ..core.random import uniform
 from ..metrics.intervals import Estimate, digits
-from ..show import Picture, grid, paint_label
+from ..show import Picture, fitted, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW
 from ..structure.slices import Slices
 from ..training.synthesis import INPUTS
@@ -88,7 +88,8 @@ def ablation_grid(subjects: dict[str, Subject], slices: Slices, profile: str) ->
                 title="Fig. 12, reproduced: the ablation, one record", caption=said)
 
 # %% ../../nbs/96_ablation_tables.ipynb #bc1a0016
-BARS = ("ms_ssim", "distance", "dice_over_real", "shift_px")  # of Fig. 13
+BARS = {"ms_ssim": "MS-SSIM to held-out", "distance": "Frechet distance", "dice_over_real": "Dice over real images'",
+        "shift_px": "shift, px"}  # of Fig. 13
 
 
 def ablation_bars(
@@ -106,11 +107,11 @@ def ablation_bars(
         if name == "ms_ssim":
             ax.plot(list(ours), [quoted[row] for row in ours], "D", color="#c0504d", markersize=4,
                     label="ICANN, BRATS2015, quoted")
-        ax.set_title(f"{name}\n{ablation.METRICS[name].better} is better", fontsize=8)
+        ax.set_title(f"{BARS[name]}\n{ablation.METRICS[name].better} is better", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     fig.suptitle("Fig. 13, reproduced: the ablation", fontsize=9)
-    fig.text(0.01, 0.01, caption, fontsize=7, va="bottom")
+    fig.text(0.01, 0.01, fitted(caption, 9, 7), fontsize=7, va="bottom")
     fig.subplots_adjust(left=0.05, right=0.99, top=0.80, bottom=0.30, wspace=0.25)
     return fig

@@ -64,6 +64,8 @@ ARTEFACTS = {  # name -> (what it shows, stages it needs)
     "small_data": ("Two training patients: what augmentation, R1 and spectral norm do for D: judges' numbers, a case",
                    ("variants", "judges")),
 }
+
+# %% ../../nbs/83_catalogue.ipynb #8e11a8ad
 DEPARTURES = {  # the thesis's choice (or D9's modern variant), alone in `mended`; all share what comes before the stage
     "adversarial 3, modality 5": {"synthesis.adversarial": 3.0, "synthesis.modality": 5.0},
     "no anchor": {"synthesis.anchor": 0.0},
@@ -72,8 +74,6 @@ DEPARTURES = {  # the thesis's choice (or D9's modern variant), alone in `mended
     "no ramp (D30)": {"synthesis.registration_ramp": False},
     "class by cross-entropy (D9)": {"synthesis.class_loss": "cross-entropy"},
 }
-
-# %% ../../nbs/83_catalogue.ipynb #8e11a8ad
 FEW = {"data.patients": 2}
 SMALL_DATA = {name: FEW | changes for name, changes in {  # the same chain of two patients; all share what comes before the stage
     "DiffAugment": {"synthesis.views": "diffaugment"}, "R1": {"synthesis.r1": 1.0},

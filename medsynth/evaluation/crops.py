@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from ..metrics.images import n_scales
+from ..metrics.intervals import bootstrap, difference
 from .ablation import published
-from .protocols import Number, estimate_of, gap_of, likeness, nearness, said_plainly
+from .protocols import Number, estimate_of, likeness, nearness, said_plainly
 from .rows import Court
 from .subjects import Subject
 
@@ -103,14 +104,18 @@ def scales_of(court: Court) -> dict[str, int]:  # what is looked at -> scales of
     size = court.test.x.shape[2:]
     return {name: n_scales(*((BOX_PX, BOX_PX) if name == "box crop" else size)) for name in CROPS}
 
-
+# %% ../../nbs/97_crops.ipynb #cd1a0014
 def crop_verdict(numbers: dict[str, dict[str, dict[str, Number]]]) -> str:
-    """Word how much MS-SSIM rises from whole images to crops, synthetic and real, and what that says of ours+."""
-    said = []
-    for name in ("masked crop", "box crop"):
-        synthetic, real = (gap_of("ms_ssim", numbers[images]["whole image"]["ms_ssim"], numbers[images][name]["ms_ssim"])
-                           for images in ("synthetic", "real"))
-        as_much = np.abs(real.value) >= 0.5 * np.abs(synthetic.value) and np.sign(real.value) == np.sign(synthetic.value)
-        cause = "the crop changes real pairs too: the measure's doing" if as_much else "real pairs do not change so"
-        said.append(f"{name}: MS-SSIM above whole images' by {synthetic.short} synthetic, {real.short} real: {cause}")
+    """Word how much MS-SSIM rises from whole images to crops, synthetic and real, and by how much the first rise is more."""
+    def rise(images: str, crop: str, s: int, r: dict[str, np.ndarray]) -> float:
+        return numbers[images][crop]["ms_ssim"].measure(s, r) - numbers[images]["whole image"]["ms_ssim"].measure(s, r)
+
+    said, n_seeds = [], numbers["synthetic"]["whole image"]["ms_ssim"].n_seeds
+    size = {"patients": min(of["whole image"]["ms_ssim"].counts["patients"] for of in numbers.values())}
+    for crop in ("masked crop", "box crop"):
+        synthetic, real = (lambda s, r, c=crop: rise("synthetic", c, s, r)), (lambda s, r, c=crop: rise("real", c, 0, r))
+        more = difference(synthetic, real, size, n_seeds)
+        each = f"{bootstrap(synthetic, size, n_seeds).short} synthetic, {bootstrap(real, size).short} real"
+        apart = {True: "apart", False: "not apart", None: "undecided"}[more.apart]
+        said.append(f"{crop}: MS-SSIM above whole images' by {each}; more than real by {more.short}, {apart}")
     return "; ".join(said)

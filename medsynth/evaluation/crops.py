@@ -31,10 +31,10 @@ def lesion_boxes(label: torch.Tensor, least_px: int) -> torch.Tensor:  # (N, 1, 
         sides = []
         for axis in (1, 0):
             there, size = lesion.any(axis).nonzero()[:, 0], lesion.shape[1 - axis]
-            low, high = int(there[0]), int(there[-1]) + 1
-            grow = max(0, min(least_px, size) - (high - low))
-            low = min(max(0, low - grow // 2), size - max(high - low, min(least_px, size)))
-            sides.append((low, max(high, low + min(least_px, size))))
+            low, own = int(there[0]), int(there[-1] - there[0]) + 1
+            side = max(own, min(least_px, size))
+            low = min(max(0, low - (side - own) // 2), size - side)
+            sides.append((low, low + side))
         (top, bottom), (left, right) = sides
         boxes.append([top, left, bottom, right])
     return torch.tensor(boxes)

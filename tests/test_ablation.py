@@ -100,6 +100,9 @@ def test_orders_by_hand() -> None:
     assert verdict(quoted | {"D": 0.673}) == "F > D = E > C > B > A: another order, 14 of 15 pairs alike"
     assert verdict({row: -v for row, v in quoted.items()}, better="lower").startswith("F > D > E > C > B > A: the same order")
     assert verdict({"A": 0.4, "C": 0.6, "F": 0.5}) == "C > F > A: another order, 2 of 3 pairs alike"
+    nothing = float("nan")
+    assert verdict({"A": nothing, "C": 0.6, "F": 0.7}) == "F > C: the same order, 1 of 1 pairs alike"
+    assert verdict({"A": nothing, "C": 0.6}) == "not measured"
 
 
 def test_apart_or_not_by_hand() -> None:
@@ -159,10 +162,12 @@ def test_the_table_of_rows() -> None:
     ours = {"A": dict.fromkeys(ablation.METRICS, Estimate(0.5, 0.4, 0.6, 9, "cases")),
             "F": dict.fromkeys(ablation.METRICS, Estimate(float("nan"), None, None, 9, "cases"))}
     subjects = {row: Subject(row, MODALITIES, [{"x": torch.zeros(4, 2, 8, 8)}] * 2, [], 1.0) for row in ours}
-    first, last, real = number_rows(ours, dict.fromkeys(ablation.METRICS, 0.7), subjects)
+    beside = dict.fromkeys(ablation.METRICS, 0.7) | {"outside": float("nan")}
+    first, last, real = number_rows(ours, beside, subjects)
     assert (first["structure map"], first["distance"], first["icann_ms_ssim_quoted"]) == ("no", "0.500 [0.400, 0.600]", 0.504)
     assert (last["label filter"], last["distance"], last["model_seeds"]) == ("yes", "-", 2)
-    assert (real["row"], real["distance"], real["icann_ms_ssim_quoted"]) == ("real", "0.700", "") and real.keys() == first.keys()
+    assert (real["row"], real["distance"], real["outside"], real["icann_ms_ssim_quoted"]) == ("real", "0.700", "-", "")
+    assert real.keys() == first.keys()
 
 
 def test_which_record_is_shown() -> None:

@@ -31,8 +31,8 @@ def number_rows(ours: dict[str, dict[str, Estimate]], real: dict[str, float], su
                      "cases": len(subjects[row].sets[0]["x"]), **{n: said_plainly(e) for n, e in estimates.items()},
                      "icann_ms_ssim_quoted": quoted[row], "draft_row_quoted": ablation.draft_says(row),
                      "minutes": round(subjects[row].minutes, 2)})
-    bare = dict.fromkeys(rows[0], "")
-    return rows + [bare | {"row": "real", "adds": "training images"} | {n: digits(v) for n, v in real.items()}]
+    beside = {n: "-" if np.isnan(v) else digits(v) for n, v in real.items()}
+    return rows + [dict.fromkeys(rows[0], "") | {"row": "real", "adds": "training images"} | beside]
 
 
 def step_gaps(ours: dict[str, dict[str, Number]]) -> dict[str, dict[str, Estimate]]:  # step -> name -> gap
@@ -50,7 +50,7 @@ def step_rows(ours: dict[str, dict[str, Number]], gaps: dict[str, dict[str, Esti
         said = ""
         if claim:
             few = max(early[claim].n_events or 0, late[claim].n_events or 0) < MOST_BY_CHANCE and claim == "outside"
-            sure = not few and (judges_fit or claim not in ("dice_over_real", "outside"))
+            sure = not few and (judges_fit or claim not in ablation.OF_JUDGES)
             said = ablation.claim_verdict(gap[claim], min(early[claim].n_seeds, late[claim].n_seeds), sure)
         apart = {True: ", apart", False: ", not apart", None: ""}
         rows.append({"step": " to ".join(step), "adds": ablation.added(step),

@@ -248,6 +248,11 @@ def test_crops_of_the_same_images(court: Court) -> None:
     assert crops.scales_of(court) == {"whole image": 2, "masked crop": 2, "box crop": 2}
     both = {"synthetic": made, "real": made}
     said = crops.crop_verdict(both)
-    assert said.count("more than real by 0.000 [0.000, 0.000], not apart") == 2, "the same images on both sides gain the same"
+    assert said.count("short of real by 0.000 [0.000, 0.000]") == 3, "the same images on both sides"
+    assert said.count("less than whole images by 0.000 [0.000, 0.000], not apart") == 2
+    far = {images: {name: {"ms_ssim": number([[v] * 3], "patients")} for name, v in zip(crops.CROPS, values, strict=True)}
+           for images, values in {"synthetic": (0.2, 0.8, 0.4), "real": (0.7, 0.9, 0.8)}.items()}
+    said = crops.crop_verdict(far)
+    assert "masked crop: MS-SSIM short of real by 0.100" in said and "less than whole images by 0.400 [0.400, 0.400], apart" in said
     ours = crops.crop_rows(both, crops.scales_of(court))
     assert len(ours) == 6 and all(r.keys() == crops.quoted_crop_rows()[0].keys() and r["fid"] == "" for r in ours)

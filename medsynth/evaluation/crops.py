@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..metrics.images import n_scales
-from ..metrics.intervals import bootstrap, difference
+from ..metrics.intervals import Measure, bootstrap, difference
 from .ablation import published
 from .protocols import Number, estimate_of, likeness, nearness, said_plainly
 from .rows import Court
@@ -106,16 +106,20 @@ def scales_of(court: Court) -> dict[str, int]:  # what is looked at -> scales of
 
 # %% ../../nbs/97_crops.ipynb #cd1a0014
 def crop_verdict(numbers: dict[str, dict[str, dict[str, Number]]]) -> str:
-    """Word how much MS-SSIM rises from whole images to crops, synthetic and real, and by how much the first rise is more."""
-    def rise(images: str, crop: str, s: int, r: dict[str, np.ndarray]) -> float:
-        return numbers[images][crop]["ms_ssim"].measure(s, r) - numbers[images]["whole image"]["ms_ssim"].measure(s, r)
-
-    said, n_seeds = [], numbers["synthetic"]["whole image"]["ms_ssim"].n_seeds
+    """Word how far synthetic images fall short of real ones in MS-SSIM, whole and cropped, and whether crops less so."""
+    n_seeds = numbers["synthetic"]["whole image"]["ms_ssim"].n_seeds
     size = {"patients": min(of["whole image"]["ms_ssim"].counts["patients"] for of in numbers.values())}
-    for crop in ("masked crop", "box crop"):
-        synthetic, real = (lambda s, r, c=crop: rise("synthetic", c, s, r)), (lambda s, r, c=crop: rise("real", c, 0, r))
-        more = difference(synthetic, real, size, n_seeds)
-        each = f"{bootstrap(synthetic, size, n_seeds).short} synthetic, {bootstrap(real, size).short} real"
-        apart = {True: "apart", False: "not apart", None: "undecided"}[more.apart]
-        said.append(f"{crop}: MS-SSIM above whole images' by {each}; more than real by {more.short}, {apart}")
+
+    def short(crop: str) -> Measure:
+        real, synthetic = (numbers[images][crop]["ms_ssim"].measure for images in ("real", "synthetic"))
+        return lambda s, r: real(0, r) - synthetic(s, r)
+
+    said = []
+    for crop in CROPS:
+        text = f"{crop}: MS-SSIM short of real by {bootstrap(short(crop), size, n_seeds).short}"
+        if crop != "whole image":
+            less = difference(short("whole image"), short(crop), size, n_seeds)
+            apart = {True: "apart", False: "not apart", None: "undecided"}[less.apart]
+            text += f", less than whole images by {less.short}, {apart}"
+        said.append(text)
     return "; ".join(said)

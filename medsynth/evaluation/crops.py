@@ -7,7 +7,6 @@ __all__ = ['BOX_PX', 'CROPS', 'QUOTED_ROWS', 'lesion_boxes', 'box_crops', 'with_
            'crop_rows', 'quoted_crop_rows', 'scales_of', 'crop_verdict']
 
 # %% ../../nbs/97_crops.ipynb #cd1a0003
-import numpy as np
 import torch
 import torch.nn.functional as F
 

@@ -192,6 +192,25 @@ def test_the_ablation_is_tabled(reproduced: subprocess.CompletedProcess) -> None
     assert "of 3 pairs" in said["orders"]["ms_ssim"]
 
 
+def test_evidence_is_measured(reproduced: subprocess.CompletedProcess) -> None:
+    """A row a measure, both sides and what they were asked at; what holds at any size is seen at this one."""
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    with (folder / "evidence.csv").open() as f:
+        rows = {(r["departure"], r["measure"]): r for r in csv.DictReader(f)}
+    both = {key: (float(r["thesis"]), float(r["mended"])) for key, r in rows.items()}
+    assert {d for d, _ in rows} == {"D20", "D26", "D27", "D28", "D29", "D30"}
+    assert all("profile smoke, 48 x 40, test patients: 1" in r["scale"] for r in rows.values())
+    blind, sees = both["D27", "change of D's answer where contrast is halved"]
+    assert blind < 1e-3 < sees, "instance norm divides contrast out"
+    one, many = both["D26", "effective rank of the encoder's third features"]
+    assert one < 1.5 < 5 < many, "a network of one channel"
+    alarms, quiet = both["D28", "lesion-free slices with an alarm"]
+    assert alarms > quiet, "no lesion cannot be said"
+    dark, said = both["D29", "Dice at 0.3 of the brightness"]
+    assert dark > said, "the guide does not notice"
+    assert not read_json(folder / "evidence.json")["shows_real_images"]
+
+
 def test_runs_for_tensorboard(reproduced: subprocess.CompletedProcess, capsys: pytest.CaptureFixture) -> None:
     """A folder of event files a run, or exit 2 that names the extra where it is not installed."""
     code, run = main(["runs", "tensorboard"]), list_runs()[0]

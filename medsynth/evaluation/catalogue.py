@@ -25,6 +25,7 @@ from ..structure.slices import Slices
 from ..training.loop import Diverged
 from ..training.tasks import estimated_minutes, finish, load_slices, plan, slices_for, unfold
 from .ablation import ablation_at
+from .evidence import evidence_plans
 
 # %% ../../nbs/83_catalogue.ipynb #8e11a8ac
 JUDGE_SEED = 1000  # added to the seed of a request
@@ -81,6 +82,16 @@ SMALL_DATA = {name: FEW | changes for name, changes in {  # the same chain of tw
     "no spectral norm, R1": {"synthesis.critic_norm": "none", "synthesis.r1": 1.0}}.items()}
 VARIANTS = {"departures": {"mended": {}} | DEPARTURES, "small_data": {"two patients": FEW} | SMALL_DATA}
 
+# %% ../../nbs/83_catalogue.ipynb #d1a9a001
+ARTEFACTS |= {  # the method itself: diagrams read from the code; and its departures, each beside ours
+    "fig_05": ("Fig. 5: the whole method: which stage builds on which, its networks, what is asked of the data set", ()),
+    "fig_07": ("Fig. 7: training of the structure generator, in one step and in two, read from the code", ()),
+    "fig_09": ("Fig. 9: synthesis of the modalities: networks, losses and whom they train, read from the code", ()),
+    "fig_10": ("Fig. 10: training of the translator and of the lesion processors, read from the code", ()),
+    "fig_11": ("Fig. 11: how a data set is built, read from the code", ()),
+    "evidence": ("D20 and D26 to D30, the thesis's choice and ours side by side: what each does, measured", ("evidence",)),
+}
+
 # %% ../../nbs/83_catalogue.ipynb #6af59be3
 def judge_plans(request: Request, stages: tuple[str, ...]) -> list[tuple[Run, list]]:
     """Plan judges of the seed that no chain has; of a stage that takes a modality, one per modality."""
@@ -113,6 +124,7 @@ def plans_of(name: str, request: Request) -> list[tuple[Run, list]]:
     planned += [chain(i, **c) for c, n in rows.values() for i in range(n)] if {"ablation", "ablation rows"} & set(needs) else []
     planned += [chain(**c) for c in variants_at(name, request.profile).values()] if "variants" in needs else []
     planned += judge_plans(request, ("processor",)) if "segmenters" in needs else []
+    planned += [p for sides in evidence_plans(request).values() for p in sides.values()] if "evidence" in needs else []
     return planned + (judge_plans(request, ("lesion_judge", "modality_judge", "features")) if "judges" in needs else [])
 
 # %% ../../nbs/83_catalogue.ipynb #3d42ea38

@@ -177,6 +177,21 @@ def test_little_data_is_two_patients(reproduced: subprocess.CompletedProcess) ->
     assert plain["distance"] != helped["distance"] and "16 slices of 2 patients" in read_json(folder / "small_data.json")["note"]
 
 
+def test_the_ablation_is_tabled(reproduced: subprocess.CompletedProcess) -> None:
+    """Rows A, C, F at smoke, each paints otherwise; the published beside them, quoted; one test patient decides nothing."""
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    with (folder / "table_1.csv").open() as f, (folder / "table_1_steps.csv").open() as g, (folder / "table_3.csv").open() as h:
+        rows, steps, crops = ({r[0]: r for r in csv.reader(file)} for file in (f, g, h))
+    assert list(rows) == ["row", "A", "C", "F", "real"] and list(steps) == ["step", "A to C", "C to F"]
+    assert steps["A to C"][1] == "structure map, noise" and steps["C to F"][1] == "L_reg, label and L_les, label filter"
+    column = rows["row"].index("distance")
+    assert len({rows[row][column] for row in "ACF"}) == 3 and "0.504" in rows["A"] and "undecided" in steps["A to C"]
+    assert sum("quoted" in source for source in crops) == 3 and "ours" in crops
+    said = read_json(folder / "table_1.json")
+    assert said["numbers"]["A"]["distance"]["low"] is None and "PHANTOM" in said["note"]
+    assert "of 3 pairs" in said["orders"]["ms_ssim"]
+
+
 def test_evidence_is_measured(reproduced: subprocess.CompletedProcess) -> None:
     """A row a measure, both sides and what they were asked at; what holds at any size is seen at this one."""
     folder = home() / "artefacts" / "phantom" / "smoke"

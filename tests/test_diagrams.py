@@ -105,6 +105,8 @@ def test_thesis_and_mended_differ_where_the_recipes_do(graphs: dict[str, Graph],
     assert graphs["synthesis"].losses.keys() - thesis.losses.keys() == {"anchor loss", "contrast loss"}
     assert thesis.losses["adversarial loss"].weight == pytest.approx(3.0) and "G_s" in thesis.nets
     assert thesis.losses["registration loss"].weight == pytest.approx(60.0), "20 for each of three partners"
+    own = step_graph("pretraining", load_slices(parse_data("phantom"), "smoke", "thesis"), "thesis", "smoke")
+    assert ("s_i", "s'") in own.edges and "s" not in own.nodes, "each modality from its own map (D34)"
 
 
 def test_a_loss_renamed_or_removed_changes_the_figure(

@@ -26,8 +26,8 @@ from ..structure.lesions import choose_labels
 from ..structure.slices import Slices, batch_of, having, stand_ins
 from .drawing import draw_maps, latent_of
 from .loop import descend, set_lr
+from .painting import noise_like, paint
 from .processors import jitter, read_labels
-from .synthesis import noise_like, paint
 from .translator import draw_pairs, of_pairs, translate, translation_grid
 
 if TYPE_CHECKING:

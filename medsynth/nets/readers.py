@@ -73,6 +73,7 @@ class FeatureNet(nn.Module):
 
     def __init__(self, n_in: int, answers: dict[str, int]):  # question -> number of answers
         super().__init__()
+        self.n_in = n_in
         self.body, self.num_features = vgg11(n_in, 8, norm="none")
         self.heads = nn.ModuleDict({name: nn.Linear(self.num_features, n) for name, n in answers.items()})
         initialise(self)

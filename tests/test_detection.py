@@ -5,11 +5,16 @@ import math
 import pytest
 import torch
 
+from conftest import real_folder
+from medsynth.data.fundus import read_photograph
 from medsynth.losses.guidance import class_guidance_loss, detector_loss, hardest, multibox_loss, patch_class_loss
 from medsynth.metrics.boxes import pair_boxes, read_boxes
 from medsynth.metrics.lesion import mean_average_precision
+from medsynth.metrics.vessels import coarse_vessels, darkness, inside_of, line_auc, vessel_scores
 from medsynth.nets.ssd import SSD, cell_sizes, decode, default_boxes, detect, encode, match, published_sizes
 from medsynth.structure.boxes import box_iou, boxes_of, label_of, nms, upright
+from medsynth.structure.edges import CONSTANTS, structure_map
+from medsynth.structure.mask import MASK_CONSTANTS, organ_mask
 
 
 def boxes(*corners: tuple[float, ...], scores: tuple[float, ...] | None = None, classes: int = 1) -> dict[str, torch.Tensor]:
@@ -247,3 +252,54 @@ def test_suppression_as_torchvision_s() -> None:
     except (NotImplementedError, RuntimeError) as e:
         pytest.skip(f"torchvision's compiled operators do not run: {str(e)[:60]}")
     assert nms(many, 0.45).nonzero()[:, 0].tolist() == sorted(stays.tolist())
+
+
+def test_the_rim_is_left_out() -> None:
+    """A square organ shrinks from all sides, by 1/32 of the smaller side unless told otherwise."""
+    m = torch.ones(1, 1, 64, 96)
+    m[..., 10:50, 20:60] = 0
+    assert inside_of(m).sum() == 36**2 and inside_of(m, 5).sum() == 30**2 and inside_of(m, 0).sum() == 40**2
+    s = torch.zeros_like(m)
+    s[..., 30, :] = 1
+    assert coarse_vessels(s, m).sum() == 36 and coarse_vessels(s, m, 0).sum() == 40
+
+
+def test_darkness_by_hand() -> None:
+    """One pixel darker by 0.9 in a bright organ: the local mean is over the organ alone, and of the middle channel."""
+    x, m = torch.zeros(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    m[..., :32], x[:, 1] = 0, 1.0
+    x[:, 1, 40, 20], x[:, 1, :, 32:] = 0.1, 0.0
+    dark = darkness(x, m)
+    assert abs(dark[0, 0, 40, 20] - (24 + 0.1) / 25 + 0.1) < 1e-6, "the box has 5 x 5 pixels"
+    assert abs(dark[0, 0, 10, 31]) < 1e-6, "what lies outside the organ darkens nothing"
+
+
+def test_lines_on_vessels_and_off() -> None:
+    """Lines that run on the vessels or a pixel beside score 1, their absence in the image one half, bright ones near 0."""
+    x, m, s = torch.full((3, 1, 64, 64), 0.5), torch.zeros(3, 1, 64, 64), torch.zeros(3, 1, 64, 64)
+    s[..., 30, :] = 1
+    x[0, :, 30], x[1, :, 31], x[2, :, 30] = 0.2, 0.2, 0.8
+    on, beside, bright = line_auc(x, s, m).tolist()
+    assert on > 0.96 and beside > 0.96 and bright < 0.1
+    assert line_auc(x, s, m, near_px=0).tolist()[1] < 0.5 and line_auc(torch.full_like(x, 0.5), s, m).tolist() == [0.5] * 3
+
+
+def test_vessel_scores_by_hand() -> None:
+    """Pixels outside the field of view do not count; probabilities are cut at one half for all but the AUC."""
+    read, truth, view = (torch.tensor(v, dtype=torch.float32).view(1, 1, 1, -1) for v in
+                         ((0.9, 0.4, 0.6, 0.1, 0.0), (1, 1, 0, 0, 1), (1, 1, 1, 1, 0)))
+    assert vessel_scores(read, truth, view) == {"sensitivity": 0.5, "accuracy": 0.5, "auc": 0.75}
+
+
+@pytest.mark.real_data
+def test_coarse_vessels_of_drive() -> None:
+    """Real photographs: the lines of green find more than half of the hand-drawn vessels, more than those of red do."""
+    files = sorted((real_folder("DRIVE") / "training" / "images").glob("*.tif"))[:4]
+    photos = [read_photograph(f, {}) for f in files]
+    x, truth, view = (torch.cat([torch.from_numpy(a) for a in part]).float() for part in
+                      zip(*((p.images["RGB"], p.label, p.inside) for p in photos), strict=True))
+    m = organ_mask(x[:, :1], **MASK_CONSTANTS["fundus"])
+    green, red = (structure_map(x[:, c, None], m, **CONSTANTS["fundus"]) for c in (1, 0))
+    scores = [vessel_scores(coarse_vessels(s, m), truth[:, None], view[:, None]) for s in (green, red)]
+    assert scores[0]["sensitivity"] > 0.5 and scores[0]["accuracy"] > 0.85 and scores[0]["auc"] > scores[1]["auc"]
+    assert line_auc(x, green, m).min() > 0.65 > 0.6 > line_auc(x, green.roll(1, 0), m).max()

@@ -12,16 +12,17 @@ __all__ = ['FOCUS', 'WEIGHTS', 'ONE_HEAD', 'GUIDES', 'lesion_weight', 'check_own
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from ..core.paths import BadRequest, explain
 from ..core.random import draw_rows, key, own_rows
 from ..losses.adversarial import CLASS_LOSSES, adversary_loss, critic_loss, image_critic_loss, slope_penalty
+from ..losses.guidance import box_guidance_loss, class_guidance_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import agreement_loss, pretraining_loss, ramp, registration_loss
 from ..metrics.registration import edge_map
 from ..nets.critics import Critic, draw_view, turned
 from ..show import Picture, grid, paint_label, panels
+from ..structure.boxes import boxes_of
 from ..structure.extraction import class_of, draw_labels, lesion_in
 from ..structure.slices import Slices, batch_of, present_in
 from .drawing import draw_maps, latent_of, map_size
@@ -145,7 +146,8 @@ def critic_terms(
 # %% ../../nbs/54_synthesis.ipynb #b69f91aa
 GUIDES = {  # kind of label -> (processors, x_g, label, output) -> (15), a number a processor
     "map": lambda nets, x, label, output: [read_back_loss(p(x[:, i : i + 1]), label, output=output) for i, p in enumerate(nets)],
-    "class": lambda nets, x, label, output: [F.cross_entropy(nets[0](x), class_of(label))],
+    "class": lambda nets, x, label, output: [class_guidance_loss(nets[0], x, class_of(label))],
+    "boxes": lambda nets, x, label, output: [box_guidance_loss(nets[0], x, boxes_of(label))],
     "none": lambda nets, x, label, output: []}
 
 

@@ -35,7 +35,7 @@ from .subjects import CONTROLS, Subject, beside, columns_of, open_target, transl
 from .truths import TRUTHS
 
 # %% ../../nbs/80_quality.ipynb #0c977259
-JUDGES = {"class": {"classifier": {"net": "dilated"}}}  # kind of label -> the stage that reads it for the record
+JUDGES = {"class": {"classifier": {"net": "dilated"}}, "boxes": {"detector_judge": {}}}  # kind of label -> who reads it here
 
 
 def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) -> Court:
@@ -51,7 +51,7 @@ def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) ->
                    for s in (slices.side("train"), slices.side("test")))
     one, kind = len(slices.modalities) == 1, slices.label_kind
     lesion = [] if one else [nets("lesion_judge", f"lesion, {slices.modalities[i]}", modality=i)["judge"] for i in columns]
-    lesion += [nets(stage, kind, **extra)["processor"] for stage, extra in JUDGES.get(kind, {}).items()]
+    lesion += [next(iter(nets(stage, kind, **extra).values())) for stage, extra in JUDGES.get(kind, {}).items()]
     features, modality = nets("features", "features")["features"], None if one else nets("modality_judge", "modality")["judge"]
     told = right_answers(features, slices.side("test").to(next(features.parameters()).device))
     return Court(train, test, lesion, modality, features, slices.modalities, told, runs)

@@ -22,24 +22,26 @@ from ..data.batches import DataRef
 from ..structure.edges import structure_map
 from ..structure.slices import Slices, misregistered, of_few, prepare, unpaired
 from .classifier import Classifier
+from .detector import Detector, DetectorJudge
 from .engine import SETTINGS, check_settings, open_fabric
 from .judges import Features, LesionJudge, ModalityJudge, TranslationJudge
 from .loop import Stage, frozen, train
 from .one_step import OneStep
 from .processors import Processor
-from .profiles import PROFILES, RECIPES, SECONDS_PER_STEP, STAGE_SETTINGS, TASK_SETTINGS, TASKS, scale_of
+from .profiles import PROFILES, RECIPES, SECONDS_PER_STEP, STAGE_SETTINGS, TASK_SETTINGS, TASKS, scale_of, seconds_of
 from .structure import Density, Lines
 from .synthesis import Pretraining, Synthesis
 from .translator import Translator
 
 # %% ../../nbs/55_tasks.ipynb #dc6433de
-STAGES = {"processor": Processor, "classifier": Classifier, "density": Density, "lines": Lines, "one_step": OneStep,
+STAGES = {"processor": Processor, "classifier": Classifier, "detector": Detector, "detector_judge": DetectorJudge,
+          "density": Density, "lines": Lines, "one_step": OneStep,
           "translator": Translator, "pretraining": Pretraining, "synthesis": Synthesis, "lesion_judge": LesionJudge,
           "modality_judge": ModalityJudge, "features": Features, "translation_judge": TranslationJudge}
 SHARED = ("processor", "density", "lines", "translator", "pretraining", "synthesis")  # n processes share a batch (chapter 59)
 READERS = {"map": "processor", "class": "classifier", "boxes": "detector"}  # kind of label -> the stage that reads it back
 LABELS = dict.fromkeys(("processor", "translator", "lesion_judge", "modality_judge", "translation_judge"), "map") | dict.fromkeys(
-    ("classifier", "class_judge"), "class") | dict.fromkeys(("detector", "detector_judge"), "boxes")  # that a stage needs
+    ("detector", "detector_judge"), "boxes") | {"classifier": "class"}  # that a stage needs
 
 # %% ../../nbs/55_tasks.ipynb #7aa34089
 def add_stage(name: str, kind: type, settings: dict[str, dict], seconds_per_step: float) -> None:
@@ -248,4 +250,4 @@ def estimated_minutes(run: Run) -> float:
         return read_json(run.path / "done.json")["minutes"]
     p, (h, w) = run.params, scale_of(*(run.params[n] for n in ("task", "profile", "data"))).size
     scale = h * w / (96 * 80) * (p["settings"].get("width", 16) / 16 if p["stage"] not in ("density", "lines") else 1)
-    return batches_of(run) * SECONDS_PER_STEP[p["stage"]] * scale / 60
+    return batches_of(run) * seconds_of(p["task"], p["stage"]) * scale / 60

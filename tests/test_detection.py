@@ -1,13 +1,24 @@
 """Boxes, the SSD detector, its loss, its stages and judges, and the vessels' measures."""
 import importlib.util
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import real_folder
+from medsynth.data.ct_scans import draw_findings, place_nodule
 from medsynth.data.fundus import read_photograph
-from medsynth.losses.guidance import class_guidance_loss, detector_loss, hardest, multibox_loss, patch_class_loss
+from medsynth.data.lung_ct import fill_boxes
+from medsynth.losses.guidance import (
+    box_guidance_loss,
+    class_guidance_loss,
+    detector_loss,
+    hardest,
+    multibox_loss,
+    patch_class_loss,
+)
 from medsynth.metrics.boxes import pair_boxes, read_boxes
 from medsynth.metrics.lesion import mean_average_precision
 from medsynth.metrics.vessels import coarse_vessels, darkness, inside_of, line_auc, vessel_scores
@@ -15,6 +26,10 @@ from medsynth.nets.ssd import SSD, cell_sizes, decode, default_boxes, detect, en
 from medsynth.structure.boxes import box_iou, boxes_of, label_of, nms, upright
 from medsynth.structure.edges import CONSTANTS, structure_map
 from medsynth.structure.mask import MASK_CONSTANTS, organ_mask
+from medsynth.structure.slices import Slices
+from medsynth.training.detector import Detector, DetectorJudge, box_read_back, boxes_in, class_read_back
+from medsynth.training.engine import open_fabric
+from medsynth.training.loop import frozen
 
 
 def boxes(*corners: tuple[float, ...], scores: tuple[float, ...] | None = None, classes: int = 1) -> dict[str, torch.Tensor]:
@@ -303,3 +318,115 @@ def test_coarse_vessels_of_drive() -> None:
     scores = [vessel_scores(coarse_vessels(s, m), truth[:, None], view[:, None]) for s in (green, red)]
     assert scores[0]["sensitivity"] > 0.5 and scores[0]["accuracy"] > 0.85 and scores[0]["auc"] > scores[1]["auc"]
     assert line_auc(x, green, m).min() > 0.65 > 0.6 > line_auc(x, green.roll(1, 0), m).max()
+
+
+def windows(n: int, seed: int = 0, channels: int = 1, size: tuple[int, int] = (96, 96)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy lung with the phantom's nodules of 7 to 24 px in it, and their filled boxes."""
+    rng, (h, w) = np.random.default_rng(seed), size
+    hu = np.full((n, h, w), -860.0)
+    depth, label = np.zeros(size), []
+    depth[8:-8, 8:-8] = 1.0
+    for image in hu:
+        found = []
+        while len(found) < 2:
+            f = place_nodule(rng, depth, 0, found, 0.011)
+            found += [replace(f, radii_px=tuple(rng.uniform(3.5, 12, 2)))] if f else []
+        label.append(fill_boxes((1, h, w), draw_findings(found, image[None])[1]))
+    x = np.clip((hu + rng.normal(0, 25, hu.shape) + 1000) / 1400, 0, 1)[:, None].repeat(channels, 1)
+    return torch.from_numpy(x).float(), torch.from_numpy(np.stack(label)).float()
+
+
+def slices_of(x: torch.Tensor, label: torch.Tensor) -> Slices:
+    """Windows as a stage takes them, none held out."""
+    zero = torch.zeros(len(x), dtype=torch.bool)
+    tensors = {"x": x, "l": label, "s": 0 * label, "m": 0 * label, "labels": label[:, 0], "patient": zero, "test": zero}
+    return Slices("phantom", False, ("CT",), 2, "-", (), {}, tensors)
+
+
+def learnt(kind: type, slices: Slices, steps: int, **changes: object) -> tuple[object, list[float]]:
+    """A stage after some steps, seeded as the loop does, and its losses."""
+    torch.manual_seed(0)
+    stage, losses = kind(slices, 0, {}, open_fabric(), steps=steps, **changes), []
+    for t in range(steps):
+        torch.manual_seed(t)
+        losses.append(stage.step(t)["loss"])
+    return stage, losses
+
+
+def test_the_detector_learns_a_batch_by_heart() -> None:
+    """Six windows of 96 x 96, eighty steps: every nodule is found, none is invented; then, frozen, it guides."""
+    x, label = windows(6)
+    stage, losses = learnt(Detector, slices_of(x, label), 80, batch=6, lr=3e-3, jittered=False)
+    net = frozen(stage.nets["processor"])
+    numbers = read_boxes(detect(net, x), boxes_of(label))
+    assert numbers["ap"] > 0.99 and numbers["iou"] > 0.8 and losses[-1] < 0.1 * losses[0], (numbers, losses[-1])
+    assert stage.picture()._repr_png_()[:4] == b"\x89PNG"
+    nothing = x.new_full(x.shape, 0.1).requires_grad_()
+    lacking = box_guidance_loss(net, nothing, boxes_of(label))
+    lacking.backward()
+    assert lacking > 5 * box_guidance_loss(net, x, boxes_of(label)), "a lesion that is asked for and not there costs"
+    inside = dilated(label) > 0
+    assert nothing.grad[inside].abs().mean() > 5 * nothing.grad[~inside].abs().mean(), "and the loss says where it lacks"
+    invented = box_guidance_loss(net, x, boxes_of(0 * label))
+    assert invented > 5 * box_guidance_loss(net, 0 * x + 0.1, boxes_of(0 * label)), "so does one that nobody asked for"
+
+
+def dilated(label: torch.Tensor) -> torch.Tensor:
+    """The surroundings of boxes, as far as the finest map sees."""
+    return torch.nn.functional.max_pool2d(label, 17, 1, 8)
+
+
+@pytest.mark.parametrize("kind", [Detector, DetectorJudge])
+def test_the_same_seed_gives_the_same_bits(kind: type) -> None:
+    """Three channels, windows that are not square, moved at random; twice the same."""
+    slices = slices_of(*windows(4, 1, 3, (48, 64)))
+    (a, first), (b, second) = (learnt(kind, slices, 2, batch=2) for _ in range(2))
+    (name,) = a.nets
+    states = zip(a.nets[name].state_dict().values(), b.nets[name].state_dict().values(), strict=True)
+    assert first == second and all(torch.equal(p, q) for p, q in states)
+
+
+def test_the_published_default_boxes_learn_nothing_of_small_lesions() -> None:
+    """D25: its boxes are never matched, so moves are not learnt, and all that is learnt is to say background."""
+    x, label = windows(4)
+    stage, _ = learnt(Detector, slices_of(x, label), 2, batch=4, defaults="published", jittered=False)
+    net, small = stage.nets["processor"], [boxes((30, 30, 40, 40))] * 4
+    defaults = net(x)[2]
+    assert len(net.sizes) == 6 and match(small[0], defaults, **stage.rule)[0].sum() == 0
+    net.zero_grad()
+    detector_loss(net, x, small, **stage.rule).backward()
+    assert all(p.grad is None or not p.grad.any() for p in net.head["regression_head"].parameters())
+
+
+def test_the_judge_reads_regions() -> None:
+    """A region above the level is a box, as wide as it is; its score is its mean; too small a region is none."""
+    p = torch.zeros(2, 3, 24, 24)
+    p[0, 1, 3:9, 4:10], p[0, 2, 12:20, 12:16], p[1, 1, 0:2, 0:9], p[1, 1, 10:20, 10:20] = 0.9, 0.6, 0.9, 0.4
+    first, second = boxes_in(p)
+    assert first["boxes"].tolist() == [[4, 3, 10, 9], [12, 12, 16, 20]] and first["classes"].tolist() == [1, 2]
+    assert torch.allclose(first["scores"], torch.tensor([0.9, 0.6])) and not len(second["boxes"])
+
+
+class Seer(torch.nn.Module):
+    """A judge that calls lesion what is bright."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of background and lesion."""
+        return torch.cat([torch.zeros_like(x), 40 * (x - 0.4)], 1)
+
+
+def test_box_read_back_by_hand() -> None:
+    """Synthetic windows of which half have their lesion where the label says it: half of the real AP."""
+    label = torch.zeros(4, 1, 32, 32)
+    label[:, :, 8:20, 6:18] = 1
+    real = 0.1 + 0.8 * label
+    synthetic = torch.cat([real[:2], 0 * real[2:] + 0.1])
+    back = box_read_back(Seer(), (real, label), (synthetic, label))
+    assert back["real_ap"] == 1 and back["real_iou"] == 1 and back["synthetic_sensitivity"] == 0.5 and back["iou_share"] == 1
+    assert abs(back["ap_share"] - 51 / 101) < 1e-6, "precision 1 up to recall one half: 51 of 101 levels"
+
+
+def test_class_read_back_by_hand() -> None:
+    """Each class has a share of its own; a class that is not there has none."""
+    x = torch.tensor([[3.0, 0, 0], [0, 3, 0], [3, 0, 0], [3, 0, 0], [3, 0, 0]]).view(5, 3, 1, 1)
+    assert class_read_back(torch.nn.Flatten(), x, torch.tensor([0, 1, 1, 1, 1]), chunk=2) == {0: 1.0, 1: 0.25}

@@ -158,8 +158,11 @@ def detect(
     score_at: float = 0.01,  # boxes with a lower probability are dropped
     iou_at: float = 0.45,  # of nms
     n_most: int = 100,  # per class and image, before nms
+    chunk: int = 32,  # images at a time
 ) -> list[Boxes]:  # with scores, best first within a class
     """Find boxes with a trained detector (the SSD paper, section 2.2)."""
+    if len(x) > chunk:
+        return [b for part in x.split(chunk) for b in detect(net, part, score_at, iou_at, n_most, chunk)]
     logits, moves, defaults = net(x)
     score, rows = logits.softmax(2)[..., 1:].transpose(1, 2).topk(min(n_most, len(defaults)), 2)
     boxes = decode(moves, defaults)[:, None].expand(-1, score.shape[1], -1, -1)

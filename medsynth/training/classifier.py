@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..nets.readers import DilatedClassifier, VGGClassifier
+from ..nets.readers import PatchClassifier, VGGClassifier
 from ..show import Picture, grid
 from ..structure.extraction import class_of
 from ..structure.slices import Slices, batch_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # %% ../../nbs/63_classifier.ipynb #63cla005
-NETS = {"vgg11": VGGClassifier, "dilated": DilatedClassifier}
+NETS = {"vgg11": VGGClassifier, "patch": PatchClassifier}
 
 
 def class_weights(classes: torch.Tensor, n_classes: int) -> torch.Tensor:  # (n_classes,), mean over images 1
@@ -39,9 +39,9 @@ class Classifier:
         self,
         slices: Slices, seed: int,
         needs: dict, fabric: "Fabric",  # needs: none
-        net: str = "vgg11",  # or "dilated", the judge's
-        width: int = 8, batch: int = 8, steps: int = 300,
-        lr: float = 1e-3,
+        net: str = "vgg11",  # or "patch", the judge's
+        width: int = 8, batch: int = 12, steps: int = 300,
+        lr: float = 2e-3,
     ):
         self.data, self.seed, self.batch = slices.side("train").to(fabric.device), seed, batch
         self.fabric, self.lr, self.steps, self.kind = fabric, lr, steps, net

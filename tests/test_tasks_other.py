@@ -127,7 +127,7 @@ def test_class_weights_by_hand() -> None:
 def test_a_classifier_learns_the_same_bits() -> None:
     """Two trainings of one seed are equal; the judge is another network."""
     s, losses = slices_of("chest_xray"), []
-    for net in ("vgg11", "vgg11", "patch"):
+    for net in ("vgg11", "vgg11", "residual"):
         torch.manual_seed(0)
         stage = classifier.Classifier(s, 0, {}, open_fabric(), net, batch=2, steps=2)
         torch.manual_seed(1)

@@ -35,7 +35,7 @@ from .subjects import CONTROLS, Subject, beside, columns_of, open_target, transl
 from .truths import TRUTHS
 
 # %% ../../nbs/80_quality.ipynb #0c977259
-JUDGES = {"class": {"classifier": {"net": "patch"}}, "boxes": {"detector_judge": {}}}  # kind of label -> who reads it here
+JUDGES = {"class": {"classifier": {"net": "residual"}}, "boxes": {"detector_judge": {}}}  # kind of label -> who reads it here
 
 
 def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) -> Court:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..nets.readers import PatchClassifier, VGGClassifier
+from ..nets.readers import ResidualClassifier, VGGClassifier
 from ..show import Picture, grid
 from ..structure.extraction import class_of
 from ..structure.slices import Slices, batch_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # %% ../../nbs/63_classifier.ipynb #63cla005
-NETS = {"vgg11": VGGClassifier, "patch": PatchClassifier}
+NETS = {"vgg11": VGGClassifier, "residual": ResidualClassifier}
 
 
 def class_weights(classes: torch.Tensor, n_classes: int) -> torch.Tensor:  # (n_classes,), mean over images 1
@@ -39,7 +39,7 @@ class Classifier:
         self,
         slices: Slices, seed: int,
         needs: dict, fabric: "Fabric",  # needs: none
-        net: str = "vgg11",  # or "patch", the judge's
+        net: str = "vgg11",  # or "residual", the judge's
         width: int = 8, batch: int = 12, steps: int = 300,
         lr: float = 2e-3,
     ):

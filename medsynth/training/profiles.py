@@ -87,7 +87,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
     "demo": {"processor": {"steps": 1000}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 400},
              "one_step": {"steps": 450},
              "pretraining": {"steps": 500}, "synthesis": {"steps": 250}, "lesion_judge": {"steps": 1200},
-             "modality_judge": {"steps": 600}, "classifier": {"steps": 450},
+             "modality_judge": {"steps": 600}, "classifier": {"steps": 600},
              "detector": {"steps": 600}, "detector_judge": {"steps": 800}, "features": {"steps": 1500},
              "translation_judge": {"steps": 200}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},

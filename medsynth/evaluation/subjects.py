@@ -137,7 +137,7 @@ def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor]
     cases = {k: v if k == "x" else v[:, None] for k, v in stacked.items()}
     return cases | {"x": checked(cases["x"], str(folder), tuple(about["range"]))}, tuple(about["modalities"])
 
-
+# %% ../../nbs/85_subjects.ipynb #85col0001
 def columns_of(slices: Slices, modalities: tuple[str, ...]) -> list[int]:
     """Say which planes of x some modalities are."""
     c = slices.channels

@@ -211,11 +211,10 @@ class Synthesis:
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.steps, self.n_pairs, self.ramps = len(slices.modalities), steps, n_pairs, registration_ramp
-        self.views, self.class_loss, self.output = views, class_loss, output
+        self.views, self.class_loss, self.output, self.label_filter = views, class_loss, output, label_filter
         self.learns = {"fake_classes": fake_classes, "class_loss": class_loss, "r1": r1}  # D
         self.weights, self.maps, self.kind = WEIGHTS | weights, needs["maps"], slices.label_kind
-        by_class, self.label_filter = self.kind == "class", label_filter
-        self.fed = {"label_input": label_input, "source": source, "by_class": by_class}  # what G is given
+        self.fed = {"label_input": label_input, "source": source, "by_class": self.kind == "class"}  # what G is given
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         self.weights["registration"] *= self.k - 1 if summed_pairs else 1
         critic = Critic(slices.channels, width, self.k > 1, critic_norm, critic_init, 1 if class_loss == "index" else self.k)

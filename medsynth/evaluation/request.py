@@ -16,8 +16,9 @@ from ..losses.adversarial import CLASS_LOSSES
 from ..nets.blocks import NORMS
 from ..nets.critics import VIEWS
 from ..structure.slices import Slices
-from ..training.synthesis import FOCUS, INPUTS
-from ..training.tasks import PROFILES, RECIPES, check_request, slices_for
+from ..training.painting import INPUTS
+from ..training.synthesis import FOCUS
+from ..training.tasks import PROFILES, RECIPES, TASKS, check_request, slices_for
 from .catalogue import Request
 
 # %% ../../nbs/84_request.ipynb #0e078ac6
@@ -30,7 +31,9 @@ def slices_asked(request: Request, args: argparse.Namespace) -> Slices:
 
 def request_of(args: argparse.Namespace) -> Request:
     """Turn the shared options into a request; BadRequest for what does not exist, and with --strict for bad records."""
-    request = Request(parse_data(args.data), args.profile, args.recipe, args.seed, getattr(args, "task", "brain"))
+    task = next((t for t in (getattr(args, "task", None), getattr(args, "target", None)) if t), "brain")
+    task = task if hasattr(args, "task") or task in TASKS else "brain"
+    request = Request(parse_data(args.data, task), args.profile, args.recipe, args.seed, task)
     check_request(request.task, "synthesis", request.data, request.recipe, request.profile)
     slices = slices_asked(request, args)
     if args.strict and slices.set_aside:

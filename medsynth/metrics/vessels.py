@@ -35,7 +35,7 @@ def inside_of(
 
 
 def coarse_vessels(s: torch.Tensor, m: torch.Tensor, rim_px: int | None = None) -> torch.Tensor:  # (N, 1, H, W) of 0 and 1
-    """Take the lines of s inside a shrunken mask as the coarse vessel label of an image (method.md, Table 6)."""
+    """Take the lines of s inside a shrunken mask as the coarse vessel label of an image (Table 6)."""
     return s * inside_of(m, rim_px)
 
 

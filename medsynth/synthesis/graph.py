@@ -28,7 +28,8 @@ SYMBOLS = {  # variable or function -> what it holds: given, and made by a netwo
     "x": ("x_i", "x_{g,i}"), "x_g": ("x_{g,i}",) * 2, "x_r": ("x_{r,i}",) * 2, "x_t": ("x_{t,i,j}",) * 2,
     "x_gt": ("x_{gt,j,i}",) * 2, "cycled": ("x_{cr,j,i}",) * 2,
     "s": ("s", "s_g"), "g": ("s_g",) * 2, "s_g": ("s_g",) * 2, "s_r": ("s_r",) * 2, "s_each": ("s_i",) * 2,
-    "fuse_noise": ("s'",) * 2, "m": ("m", "m_g"), "m_g": ("m_g",) * 2, "m_r": ("m_r",) * 2, "l": ("l",) * 2, "label": ("l",) * 2, "labels": ("L",) * 2,
+    "fuse_noise": ("s'",) * 2,
+    "m": ("m", "m_g"), "m_g": ("m_g",) * 2, "m_r": ("m_r",) * 2, "l": ("l",) * 2, "label": ("l",) * 2, "labels": ("L",) * 2,
     "z": ("z",) * 2, "f": ("f",) * 2, "noise": ("z'",) * 2, "coarse": ("density",) * 2, "density": ("draft",) * 2,
     "mismatch": ("Algorithm 3",) * 2}
 NETWORKS = {  # as a stage names it, or a part of it -> as the thesis does; any other keeps its name

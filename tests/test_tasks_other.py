@@ -1,4 +1,5 @@
 """The four tasks beside the brain: the same chain, other labels; each trains, draws, and says what it refuses."""
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from medsynth.cli import main
 from medsynth.core.paths import BadRequest
 from medsynth.data.batches import parse_data
+from medsynth.evaluation.request import task_asked
 from medsynth.losses.reconstruction import pretraining_loss
 from medsynth.nets.unet import UNet
 from medsynth.structure import extraction, mask
@@ -159,3 +161,13 @@ def test_data_is_opened_for_its_task() -> None:
     """The brain's phantom is no fundus."""
     with pytest.raises(BadRequest, match="opened for fundus"):
         tasks.plan("fundus", "synthesis", parse_data("phantom"), "mended", "smoke", 0)
+
+
+@pytest.mark.parametrize("words", [{"task": "fundus"}, {"target": "fundus"}, {"target": "made"}, {}])
+def test_the_task_is_that_of_what_is_judged(words: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, or read from the data set that is judged; the brain where nothing says."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "dataset.json").write_text('{"task": "fundus"}')
+    monkeypatch.chdir(tmp_path)
+    assert task_asked(Namespace(**words)) == ("fundus" if words else "brain")
+    assert task_asked(Namespace(target="nothing")) == "brain"

@@ -112,6 +112,8 @@ def run_synthesise(args: argparse.Namespace) -> int:
     filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
     request, out = request_of(args), Path(args.out).absolute()
     slices = slices_asked(request, args)
+    if args.label and slices.label_kind in ("class", "none"):
+        raise BadRequest(explain("--label", "a task whose label has a place of its own", args.task, "Leave it out."))
     own, about = own_labels(Path(args.label), slices.n_classes, slices.size) if args.label else (None, None)
     words = (args.task, request.data, request.recipe, request.profile, args.model_seed, args.whole_tries)
     painter = open_painter(*words, precision=args.precision, **parse_changes(args.set))

@@ -70,7 +70,7 @@ def test_it_takes_every_shape(channels: int, size: tuple[int, int]) -> None:
     tensors = {"x": torch.rand(n, channels, *size, generator=g), **{k: torch.zeros(n, 1, *size) for k in "sml"},
                "patient": torch.zeros(n), "test": torch.zeros(n, dtype=torch.bool), "labels": torch.zeros(1, *size)}
     slices = Slices("made up", False, ("RGB",), 2, "-", (), {}, tensors)
-    stage = BasicGAN(slices, 0, {}, open_fabric(), channels=channels, width=4, batch=2)
+    stage = BasicGAN(slices, 0, {}, open_fabric(), width=4, batch=2)
     assert all(abs(v) < 1e6 for v in stage.step(0).values())
     x = draw_images(stage.nets["generator"], 0, [0, 1], size)
     assert x.shape == (2, channels, *size) and not torch.equal(x[0], x[1])

@@ -307,7 +307,7 @@ BAD_REQUESTS = [
     (["synthesise", "brain", "--out", "x", "--batch", "12"], "a multiple of 8"),
     (["synthesise", "brain", "--out", "x", "--records", "4:8"], "A below B"),
     (["synthesise", "brain", "--out", "x", "--whole-tries", "0"], "above 0"),
-    (["quality", "liver"], "a task (brain)"), (["quality", "brain", "--seeds", "0"], "above 0"),
+    (["quality", "liver"], "a task (brain, fundus"), (["quality", "brain", "--seeds", "0"], "above 0"),
     (["quality", "brain", "--range", "1"], "LOW,HIGH"), (["train", "brain", "--set", "lesions.lr=1"], "STAGE of"),
     (["train", "brain", "density", "--set", "data.typo=1"], "data.moved_px"),
     (["train", "brain", "density", "--set", "data.moved_px=-3"], "0 or more"),

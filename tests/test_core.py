@@ -92,3 +92,15 @@ def test_code_hash_follows_relative_imports() -> None:
     used = runs.modules_used("from medsynth.training.processors import Processor")
     assert {"medsynth.nets.blocks", "medsynth.losses.lesion", "medsynth.structure.edges", "medsynth.core.random"} <= used
     assert not used & runs.NEUTRAL and "medsynth.training.translator" not in used
+
+
+def test_a_run_is_opened_by_its_start_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of one id opens it; a folder that is no run, an absolute path or a pattern say what there is."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    for name in ("brain-a1", "brain-b2"):
+        paths.write_json(tmp_path / "runs" / name / "params.json", {"name": name})
+    assert runs.open_run("brain-a").params == {"name": "brain-a1"}
+    assert runs.open_run(str(tmp_path / "runs" / "brain-b2")).id == "brain-b2"
+    for name in (str(tmp_path), "brain", "*-a1", "/"):
+        with pytest.raises(paths.BadRequest, match="brain-a1"):
+            runs.open_run(name)

@@ -23,7 +23,7 @@ from matplotlib.text import Text
 from medsynth.cli import main
 from medsynth.core import arrays
 from medsynth.core.paths import BadRecord, BadRequest, home, read_json
-from medsynth.data import brain_ms, brats, phantom
+from medsynth.data import batches, brain_ms, brats, phantom
 from medsynth.data.batches import SOURCES, DataRef, data_hash, files_under, parse_data, read_cohort
 from medsynth.data.samples import Cohort, Patient, facts_of, gather, split_patients
 from medsynth.evaluation import data_check
@@ -497,8 +497,8 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[DataRef]:
     """Note each time that a data set is read in order to be prepared."""
-    read, calls = slices.read_cohort, []
-    monkeypatch.setattr(slices, "read_cohort", lambda ref, *rest: calls.append(ref) or read(ref, *rest))
+    read, calls = batches.read_cohort, []
+    monkeypatch.setattr(batches, "read_cohort", lambda ref, *rest: calls.append(ref) or read(ref, *rest))
     return calls
 
 
@@ -525,13 +525,13 @@ def test_the_cache_is_made_anew_when_anything_changes(folder: Path, monkeypatch:
 def test_a_file_that_vanishes_while_data_is_prepared_is_a_bad_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is named, and nothing half-made is in the cache."""
     monkeypatch.setenv("MEDSYNTH_HOME", str(folder.parent / "home"))
-    read, path = slices.read_cohort, file_of(folder, "T2")
+    read, path = batches.read_cohort, file_of(folder, "T2")
 
     def read_and_lose(*words: object) -> Cohort:
         cohort = read(*words)
         path.unlink()
         return cohort
-    monkeypatch.setattr(slices, "read_cohort", read_and_lose)
+    monkeypatch.setattr(batches, "read_cohort", read_and_lose)
     with pytest.raises(BadRequest, match="patient01.*T2_.*run again"):
         slices.prepare(DataRef("brain_ms", folder), *WIDE)
     assert not list((home() / "cache").iterdir())
@@ -551,7 +551,7 @@ def test_one_patient_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     readers = {f"p{i}": (lambda i=i: read(i)) for i in range(5)}
     patients, bad = gather("phantom", readers, tuple(phantom.SEQUENCES), 5)
     cohort = Cohort("phantom", tuple(phantom.SEQUENCES), 5, False, patients, frozenset({"p4"}), bad)
-    monkeypatch.setattr(slices, "read_cohort", lambda *_: cohort)
+    monkeypatch.setattr(batches, "read_cohort", lambda *_: cohort)
     data = slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 7001})
     assert len(most) == 10 and max(most) == 1 and not alive and data.patients == tuple(readers)
     whole = slices.reduced_cohort(replace(cohort, patients=list(patients)), (48, 40), 1)

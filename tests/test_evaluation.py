@@ -362,7 +362,7 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_a_target_that_is_nothing_says_what_there_is() -> None:
     """No task, no folder, no run."""
-    with pytest.raises(BadRequest, match="a task .brain., a folder of images, or a run"):
+    with pytest.raises(BadRequest, match="a task .brain, fundus, .*., a folder of images, or a run"):
         subjects.open_target("liver", REQUEST, 1, None, None)
 
 

@@ -8,9 +8,10 @@ from scipy import ndimage
 
 from medsynth.core.paths import BadRequest
 from medsynth.core.random import generator
+from medsynth.data import batches
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
-from medsynth.structure import edges, fusion, lesions, mask, slices, whole
+from medsynth.structure import edges, extraction, fusion, lesions, mask, slices, whole
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_an_outline_outlives_the_lesion_that_touches_it(monkeypatch: pytest.Monk
     tumour[..., 24:40, :32] = 1
     maps = {}
     for px in (0, 2):
-        monkeypatch.setitem(slices.OUTLINE_PX, "brats2015_subset", px)
+        monkeypatch.setitem(extraction.OUTLINE_PX, "brats2015_subset", px)
         maps[px] = slices.extract("brats2015_subset", {"Flair": disc}, tumour)
     m = maps[0]["m"]
     assert torch.equal(maps[0]["s_free"], lesions.remove_lesion(maps[0]["s"], tumour, 2)), "0 px: the thesis's removal"
@@ -189,7 +190,7 @@ def test_a_training_patient_without_a_modality_is_prepared(monkeypatch: pytest.M
         cohort = phantom_cohort(3, 1, 2, (48, 40))
         patients = [dataclasses.replace(p, images={k: v for k, v in p.images.items() if k != "T2" or p.name not in names})
                     for p in cohort.patients]
-        monkeypatch.setattr(slices, "read_cohort", lambda *_: dataclasses.replace(cohort, patients=patients))
+        monkeypatch.setattr(batches, "read_cohort", lambda *_: dataclasses.replace(cohort, patients=patients))
 
     lacking(("phantom000",))
     data = slices.prepare(parse_data("phantom"), (48, 40), 1, {"seed": 77}, incomplete=True)

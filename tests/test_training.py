@@ -28,7 +28,7 @@ from medsynth.structure.lesions import one_hot
 from medsynth.structure.slices import batch_of, present_in
 from medsynth.structure.whole import redraw
 from medsynth.synthesis.pipeline import open_painter, synthesise_all
-from medsynth.training import loop, processors, synthesis, tasks, translator
+from medsynth.training import loop, painting, processors, synthesis, tasks, translator
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.engine import open_fabric
 from medsynth.training.loop import Diverged, train
@@ -258,7 +258,7 @@ def test_own_maps_equal_one_shared_map_where_all_are_the_same() -> None:
     net, s, m = UNet(2, 1, 4, 3), torch.rand(2, 1, 16, 16).round(), torch.zeros(2, 1, 16, 16)
     label, noise = torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), 0.55)
     own = synthesis.paint_own(net, s.repeat(1, 3, 1, 1), m, label, noise, 2)
-    assert torch.allclose(own, synthesis.paint(net, s, m, label, noise, 2, 3), atol=1e-6)
+    assert torch.allclose(own, painting.paint(net, s, m, label, noise, 2, 3), atol=1e-6)
 
 
 def test_what_the_ablation_feeds_its_generator() -> None:
@@ -266,9 +266,9 @@ def test_what_the_ablation_feeds_its_generator() -> None:
     s, m, z = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5)
     s[..., 0, 0], m[..., 1, 1] = 1, 1
     by_hand = {"noise": [0.5, 0.5, 0.5, 0.5], "map": [1, 0, 0, 0], "fused": [1, 0.5, 0.5, 0]}
-    assert {n: synthesis.INPUTS[n](s, m, z).flatten().tolist() for n in synthesis.INPUTS} == by_hand
+    assert {n: painting.INPUTS[n](s, m, z).flatten().tolist() for n in painting.INPUTS} == by_hand
     runs = {n: tasks.plan(*REQUEST, **{"synthesis.source": n, "synthesis.label_filter": n != "map"})
-            for n in synthesis.INPUTS}
+            for n in painting.INPUTS}
     assert len({run.id for run, _ in runs.values()}) == 3
     assert len({tuple(r.id for r, _ in below) for _, below in runs.values()}) == 1, "they share what comes before"
 
@@ -278,6 +278,7 @@ def test_class_heads_learn_from_fakes_only_when_asked() -> None:
     def critic(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (x.mean((1, 2, 3), keepdim=True) > 0.5).float(), torch.zeros(len(x), 1, 1, 1)
 
+    critic.n_in = 1
     x, x_g = torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
     assert [float(synthesis.critic_terms(critic, x, x_g, [0] * 4, f)["critic"]) for f in (False, True)] == [17.5, 35.0]
     pairs = torch.tensor([(0, 2)])  # to class 2: 2^2 = 4, unweighted, as much again of translations

@@ -37,7 +37,6 @@ class BasicGAN:
         needs: dict,  # none
         fabric: "Fabric",
         modality: int = 0,
-        channels: int = 1,  # of one modality: 3 for RGB, or for three neighbouring slices
         width: int = 16,
         batch: int = 8,
         steps: int = 1000,
@@ -45,6 +44,7 @@ class BasicGAN:
         critic_lr_ratio: float = 0.4,  # D's rate over G's
     ):
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
+        channels = slices.channels  # of one modality: 3 for RGB, or for three neighbouring slices
         self.channels = slice(modality * channels, (modality + 1) * channels)
         generator, critic = UNet(1, channels, width), Critic(channels, width)
         self.nets = {"generator": generator.to(fabric.device), "critic": critic.to(fabric.device)}

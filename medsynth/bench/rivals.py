@@ -32,7 +32,8 @@ from ..structure.fusion import fuse_noise
 from ..structure.lesions import one_hot
 from ..structure.slices import Slices, batch_of
 from ..training.loop import descend, set_lr
-from ..training.synthesis import Synthesis, draw_cases, lesion_weight, noise_like
+from ..training.painting import noise_like
+from ..training.synthesis import Synthesis, draw_cases, lesion_weight
 from ..training.translator import Translator, draw_pairs
 
 # %% ../../nbs/90_bench_rivals.ipynb #53e65934

@@ -40,7 +40,8 @@ from ..synthesis.pipeline import CHUNK, Painter, synthesise
 from ..synthesis.stream import write_dataset
 from ..training.engine import open_fabric
 from ..training.loop import descend, frozen
-from ..training.synthesis import Synthesis, noise_like, paint
+from ..training.painting import noise_like, paint
+from ..training.synthesis import Synthesis
 from ..training.translator import Translator
 from . import rivals
 

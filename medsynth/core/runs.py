@@ -111,7 +111,8 @@ def run_of(params: dict) -> Run:
 def open_run(name: str) -> Run:
     """Open a run by id, by the start of an id, or by path; BadRequest lists what there is."""
     folder = home() / "runs"
-    found = [Path(name)] if (Path(name) / "params.json").exists() else sorted(folder.glob(f"{name}*"))
+    found = [Path(name)] if (Path(name) / "params.json").exists() else sorted(
+        p for p in folder.glob("*") if p.name.startswith(name))
     if len(found) != 1:
         there = ", ".join(sorted(p.name for p in folder.glob("*"))[:8]) or "no runs yet"
         raise BadRequest(explain(name, "the id or path of one run", f"{len(found)} that match (of: {there})",

@@ -89,7 +89,7 @@ def read_scan(
     shape: tuple[int, int],  # (H, W) expected
     seen: dict[str, str],  # hash of a slice -> series, grows
 ) -> Patient:
-    """Read the annotated slices of a scan (method.md, 'The five tasks'); BadRecord says what is wrong with it."""
+    """Read the annotated slices of a scan (the thesis's five tasks); BadRecord says what is wrong with it."""
     scan = read_header(path)
     if scan.size[1::-1] != shape:
         raise BadRecord(explain(str(path), f"slices of {shape[0]}x{shape[1]}", f"{scan.size[1]}x{scan.size[0]}", "Resample it."))

@@ -205,7 +205,7 @@ def min_max(
     inside: np.ndarray | None = None,  # voxels whose range counts; the others become 0
     percentile: float = 100.0,  # where the top is cut
 ) -> np.ndarray:  # float32 in [0, 1]
-    """Scale a volume to [0, 1] by its own range, method.md's 'min-max per volume and modality'."""
+    """Scale a volume to [0, 1] by its own range, the thesis's 'min-max per volume and modality'."""
     values = volume if inside is None else volume[inside]
     if not values.size:
         return np.zeros(volume.shape, np.float32)  # nothing inside: constant, as the checks will say

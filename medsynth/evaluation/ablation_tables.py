@@ -15,7 +15,7 @@ from ..metrics.intervals import Estimate, digits
 from ..show import Picture, fitted, grid, paint_label
 from ..structure.fusion import Z_HIGH, Z_LOW
 from ..structure.slices import Slices
-from ..training.synthesis import INPUTS
+from ..training.painting import INPUTS
 from . import ablation
 from .protocols import Number, gap_of, said_plainly
 from .reading import MOST_BY_CHANCE

@@ -24,7 +24,8 @@ from ..core.paths import BadRecord, BadRequest, explain, home, write_bytes, writ
 from ..data.batches import MARK, SOURCES, DataRef, parse_data, read_cohort
 from ..data.samples import Cohort, Patient, chosen, facts_of, split_patients
 from ..show import Picture, grid, paint_label
-from ..training.tasks import PROFILES, load_slices
+from ..training.profiles import PROFILES, task_of
+from ..training.tasks import check_request, load_slices
 
 # %% ../../nbs/82_data_check.ipynb #22ea1b4f
 @dataclass
@@ -229,11 +230,9 @@ def run_cache(args: argparse.Namespace) -> int:
     """Prepare a data set at a profile's size (structure maps, masks, labels), or find it prepared."""
     if args.profile not in PROFILES:
         raise BadRequest(explain(f"--profile {args.profile}", f"one of {', '.join(PROFILES)}", args.profile, "Choose one."))
-    ref = parse_data(args.data)
-    if ref.name not in PROFILES[args.profile]["reduce"]:
-        there = ", ".join(PROFILES[args.profile]["reduce"])
-        raise BadRequest(explain(f"data cache {ref.name}", f"data that a task trains on: {there}", ref.name,
-                                 f"`medsynth data check {args.data}` opens it."))
+    name = parse_data(args.data).name
+    ref = parse_data(args.data, args.task or task_of(name))
+    check_request(ref.task, "density", ref, "mended", args.profile)
     slices = load_slices(ref, args.profile)
     sides = ", ".join(f"{len(slices.side(s).x)} {s}" for s in ("train", "test"))
     print(f"{slices.name}: {len(slices.patients)} patients; images: {sides}; {slices.size[0]} x {slices.size[1]}, "
@@ -290,6 +289,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
                                 "$MEDSYNTH_DATA")
     made["check"].add_argument("--strict", action="store_true", help="end with exit 2 if any record is bad or an image is on "
                                "both sides, instead of a warning")
+    made["cache"].add_argument("--task", help="whose maps and labels (default: the first task that trains on it)")
     made["cache"].add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     made["phantom"].add_argument("name", metavar="NAME", help=f"whose layout: {names}")
     made["phantom"].add_argument("out", metavar="OUT", help="a new or empty folder; it is written whole or not at all")

@@ -14,7 +14,7 @@ import torch
 from ..metrics.lesion import region
 from ..metrics.privacy import nearest, soften
 from ..metrics.registration import edge_map
-from ..show import Picture, grid, paint_label
+from ..show import Picture, grid, paint_label, panels
 from ..structure.whole import filled_mask
 from .reading import read_cases
 from .rows import Court, Row
@@ -35,7 +35,7 @@ def named(row: Row, cases: list[int]) -> list[str]:
 # %% ../../nbs/88_pictures.ipynb #5552745e
 def draw_images_of(row: Row, court: Court, subject: Subject, cases: list[int]) -> tuple[list, list[str]]:
     """Draw all modalities of each case."""
-    return [list(subject.sets[0]["x"][i]) for i in cases], list(subject.modalities)
+    return [panels(subject.sets[0]["x"][i], len(subject.modalities)) for i in cases], list(subject.modalities)
 
 
 def draw_reading(row: Row, court: Court, subject: Subject, cases: list[int]) -> tuple[list, list[str]]:
@@ -74,13 +74,14 @@ def draw_neighbours(row: Row, court: Court, subject: Subject, cases: list[int]) 
         return [[drawn[j, 0], train[which[j], 0]] for j in range(len(cases))], ["s_g", "nearest"]
     drawn, train = subject.sets[0]["x"][cases], court.train.x.cpu()
     _, which = nearest(drawn, train)
-    names = [n for m in subject.modalities for n in (m, "nearest")]
-    return [[p for i in range(drawn.shape[1]) for p in (drawn[j, i], train[which[j], i])] for j in range(len(cases))], names
+    names, k = [n for m in subject.modalities for n in (m, "nearest")], len(subject.modalities)
+    both = [zip(panels(drawn[j], k), panels(train[which[j]], k), strict=True) for j in range(len(cases))]
+    return [[p for pair in of_case for p in pair] for of_case in both], names
 
 # %% ../../nbs/88_pictures.ipynb #67cc426f
 DRAWN = {"modalities": draw_images_of, "lesion": draw_reading, "inside": draw_reading, "registered": draw_edges,
          "maps whole": draw_maps_of, "memorised images": draw_neighbours, "memorised maps": draw_neighbours,
-         "distance": draw_images_of, "precision": draw_images_of, "read back": draw_reading}
+         "distance": draw_images_of, "class": draw_images_of, "precision": draw_images_of, "read back": draw_reading}
 
 
 def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None, caption: str = "") -> Picture | None:
@@ -91,6 +92,7 @@ def draw_row(row: Row, court: Court, subject: Subject, gan: Subject | None, capt
     rows, columns = row.shown(cases) if row.shown else DRAWN[row.name](row, court, subject, cases)
     names = named(row, cases)
     if row.name == "distance" and gan is not None:
-        rows, names = rows + [list(x) for x in gan.sets[0]["x"][:3]], names + ["GAN#"] * 3
+        rows += [panels(x, len(subject.modalities)) for x in gan.sets[0]["x"][:3]]
+        names += ["GAN#"] * 3
     value = row.value.text if row.value else ""
     return grid(rows, columns, names, title=f"{row.measured}: {value}", caption=caption)

@@ -45,8 +45,8 @@ class Court:
 
     train: Slices
     test: Slices
-    lesion: list[torch.nn.Module]  # one per modality
-    modality: torch.nn.Module
+    lesion: list[torch.nn.Module]  # one per modality; or one that reads a class or boxes; or none
+    modality: torch.nn.Module | None  # None: there is one modality
     features: torch.nn.Module
     answers: tuple[str, ...]  # what the modality judge can say
     told: dict[str, float]  # how often the feature net is right on held-out images, per question

@@ -20,6 +20,7 @@ from ..metrics.distribution import features_of, frechet, frechet_unbiased, kid, 
 from ..metrics.images import mean_squared_error, ms_ssim, n_scales, pairs_between, pairs_within, psnr, ssim
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from ..metrics.privacy import membership_scores, nearest, score_auc, soften
+from ..show import panels
 from ..structure.whole import delta_for, mismatch
 from .rows import Court, Row, absent, rows_by_patient, rows_of, said_of, verdict_of, within
 from .subjects import Subject
@@ -109,8 +110,9 @@ def memory_row(court: Court, subject: Subject, key: str) -> Row:
 
 # %% ../../nbs/87_sets.ipynb #87a2635f
 def features_by_case(court: Court, x: torch.Tensor) -> np.ndarray:  # (N, k, 64)
-    """Compute features of every image of (N, k, H, W) in one pass."""
-    return features_of(court.features, x.flatten(0, 1)[:, None]).view(*x.shape[:2], -1).numpy()
+    """Compute features of every image of (N, k C, H, W) in one pass."""
+    n_in = getattr(court.features, "n_in", 1)  # Inception takes grey images
+    return features_of(court.features, x.reshape(-1, n_in, *x.shape[2:])).view(len(x), x.shape[1] // n_in, -1).numpy()
 
 
 def one_pass(court: Court, subject: Subject, gan: Subject | None) -> dict[str, list[np.ndarray]]:
@@ -160,7 +162,7 @@ def distance_note(court: Court, sets: list[np.ndarray], test: np.ndarray, patien
     warned = f"only {few} images for 64 features; " if few < 640 else ""
     unbiased = f"unbiased estimate {estimate(frechet_unbiased).short}, " if few >= 6 else ""
     return (f"{warned}{unbiased}KID {estimate(kid).short}; intervals recentred (these: 100 draws); spoilt training images, "
-            f"point estimates: {scale}; features: VGG11, 64, taught modality and slice position on training patients, "
+            f"point estimates: {scale}; features: VGG11, 64, taught {' and '.join(court.told)} on training patients, "
             f"right on held-out ones: {right}")
 
 # %% ../../nbs/87_sets.ipynb #0ebb865e
@@ -196,7 +198,7 @@ def distance_row(court: Court, subject: Subject, passed: dict[str, list[np.ndarr
 def likeness_row(court: Court, subject: Subject) -> Row:
     """Report MS-SSIM, SSIM, PSNR and MSE of synthetic to held-out images in one-to-one pairs, beside training images."""
     test, owner = court.test.x.cpu(), court.test.patient.cpu().unique(return_inverse=True)[1].numpy()
-    drawn, train = [c["x"] for c in subject.sets], court.train.x.cpu()
+    drawn, train, k = [c["x"] for c in subject.sets], court.train.x.cpu(), len(subject.modalities)
     i, j = pairs_between(len(drawn[0]), len(test), 0)
 
     def paired(measure: Callable, sets: list[torch.Tensor], rows: torch.Tensor, others: torch.Tensor) -> Estimate:
@@ -206,7 +208,7 @@ def likeness_row(court: Court, subject: Subject) -> Row:
         return bootstrap(lambda s, r: float(values[s][rows_of(groups, r["patients"])].mean()), size, len(values))
 
     def shown(rows: list[int]) -> tuple[list, list[str]]:
-        pairs = [[v for a, b in zip(drawn[0][i[n]], test[j[n]], strict=True) for v in (a, b)] for n in rows]
+        pairs = [[v for a, b in zip(panels(drawn[0][i[n]], k), panels(test[j[n]], k), strict=True) for v in (a, b)] for n in rows]
         return pairs, [v for m in subject.modalities for v in (m, "held-out")]
 
     value, real = paired(ms_ssim, drawn, i, j), paired(ms_ssim, [train], *pairs_between(len(train), len(test), 0))

@@ -5,7 +5,7 @@ control chains that lack one thing each."""
 
 # %% auto #0
 __all__ = ['CASES', 'CONTROL_CASES', 'CASE_SEED', 'MISREGISTERED', 'CONTROLS', 'Subject', 'cached_cases', 'minutes_of',
-           'run_subject', 'joined', 'chain_subject', 'gan_subject', 'control_subjects', 'dataset_cases',
+           'run_subject', 'joined', 'chain_subject', 'gan_subject', 'control_subjects', 'dataset_cases', 'columns_of',
            'folder_subject', 'slices_of_run', 'planned_run', 'open_target', 'run_asked', 'translators', 'beside']
 
 # %% ../../nbs/85_subjects.ipynb #6543bb2e
@@ -114,8 +114,10 @@ CONTROLS = {  # name -> changes of the chain
 
 
 def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
-    """Draw cases of every control chain, and of the chain itself with labels as they are drawn, without Algorithm 4."""
+    """Draw cases of every control chain, and of the chain itself without Algorithm 4; none of one modality: GAN# is enough."""
     n = CONTROL_CASES[request.profile]
+    if len(load_slices(request.data, request.profile, request.recipe).modalities) < 2:
+        return {}
     drawn = {"no Alg. 4": chain_subject("no Alg. 4", request, CASES[request.profile], n_seeds, False)}  # few leave the organ
     return drawn | {name: chain_subject(name, request, n, n_seeds, **changes) for name, changes in CONTROLS.items()}
 
@@ -134,6 +136,12 @@ def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor]
     stacked = {k: torch.stack([torch.from_numpy(c[n]) for c in cases]).float() for k, n in kept.items()}
     cases = {k: v if k == "x" else v[:, None] for k, v in stacked.items()}
     return cases | {"x": checked(cases["x"], str(folder), tuple(about["range"]))}, tuple(about["modalities"])
+
+# %% ../../nbs/85_subjects.ipynb #85col0001
+def columns_of(slices: Slices, modalities: tuple[str, ...]) -> list[int]:
+    """Say which planes of x some modalities are."""
+    c = slices.channels
+    return [c * slices.modalities.index(m) + i for m in modalities for i in range(c)]
 
 
 def folder_subject(
@@ -156,7 +164,7 @@ def folder_subject(
     if unknown:
         raise BadRequest(explain(str(folder), f"modalities of {', '.join(slices.modalities)}", ", ".join(unknown),
                                  "Check --data and --modality."))
-    check_alike(cases["x"], slices.x[:, [slices.modalities.index(m) for m in modalities]], str(folder))
+    check_alike(cases["x"], slices.x[:, columns_of(slices, modalities)], str(folder))
     return Subject(folder.name, modalities, [cases], [], set_aside=aside)
 
 # %% ../../nbs/85_subjects.ipynb #5e376eee
@@ -209,8 +217,10 @@ def run_asked(target: str) -> Run:
                                  "`medsynth runs` lists the runs.")) from e
 
 # %% ../../nbs/85_subjects.ipynb #e7788418
-def translators(request: Request, n_seeds: int) -> tuple[list, object]:
-    """Open the translators that learnt from each seed's synthetic cases, and the one that learnt from real images."""
+def translators(request: Request, n_seeds: int) -> tuple[list, object] | None:
+    """Open translators that learnt from each seed's synthetic cases, and one that did from real images; None: one modality."""
+    if len(load_slices(request.data, request.profile, request.recipe).modalities) < 2:
+        return None
     words = (request.task, "translation_judge", request.data, request.recipe, request.profile)
     synthetic = [get_nets(*words, request.seed + i)["translator"] for i in range(n_seeds)]
     return synthetic, get_nets(*words, request.seed + JUDGE_SEED, trained_on="real")["translator"]

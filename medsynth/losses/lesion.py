@@ -44,7 +44,7 @@ def segmentation_loss(
     label: torch.Tensor,  # (B, 1, H, W) classes
     lesion_weight: float = 5.0,  # of a lesion pixel against a background pixel
 ) -> torch.Tensor:  # a number
-    """Weighted cross-entropy (method.md's alternative to eq. 22 for the U-net processor)."""
+    """Weighted cross-entropy (the public code's alternative to eq. 22 for the U-net processor)."""
     weights = torch.full((logits.shape[1],), lesion_weight, dtype=logits.dtype, device=logits.device)
     weights[0] = 1.0
     truth = label[:, 0].long()

@@ -28,6 +28,7 @@ class Critic(nn.Module):
         n_classes: int = 1,  # 1: the modality's index; k: a logit for each of k modalities
     ):
         super().__init__()
+        self.n_in = n_in
         self.features, channels = vgg11(n_in, width, norm=norm)
         self.real = nn.Conv2d(channels, 1, 3, 1, 1)
         self.modality = nn.Conv2d(channels, n_classes, 3, 1, 1) if two_heads else None

@@ -81,8 +81,11 @@ def decode(
     return logits if net.last is None else net.last(logits)
 
 
-def decode_all(net: UNet, features: list[torch.Tensor], k: int) -> torch.Tensor:  # (B, k, H, W)
-    """Decode once for each of k conditions in one batched call; the network's n_out must be 1."""
+def decode_all(
+    net: UNet, features: list[torch.Tensor], k: int, group: torch.Tensor | None = None
+) -> torch.Tensor:  # (B, k n_out, H, W)
+    """Decode once for each of k modalities in one batched call; an image of group g (B,) has conditions k g to k g + k - 1."""
     n, (height, width) = len(features[0]), features[0].shape[2:]
     each = torch.arange(n * k, device=features[0].device)
-    return decode(net, features, each % k, each // k).view(n, k, height, width)
+    condition = each % k if group is None else each % k + k * group.index_select(0, each // k)
+    return decode(net, features, condition, each // k).view(n, -1, height, width)

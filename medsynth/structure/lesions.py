@@ -64,10 +64,12 @@ def _operation(name: str, g: torch.Generator, size: tuple[int, int]) -> torch.Te
     return matrix
 
 # %% ../../nbs/23_lesions.ipynb #f6b4ce86
-def draw_augmentation(g: torch.Generator, size: tuple[int, int]) -> torch.Tensor:  # (3, 3)
+def draw_augmentation(
+    g: torch.Generator, size: tuple[int, int], operations: tuple[str, ...] = OPERATIONS
+) -> torch.Tensor:  # (3, 3)
     """Draw two different operations of the label augmentation and return their product."""
-    first, second = torch.randperm(len(OPERATIONS), generator=g)[:2].tolist()
-    return _operation(OPERATIONS[first], g, size) @ _operation(OPERATIONS[second], g, size)
+    first, second = torch.randperm(len(operations), generator=g)[:2].tolist()
+    return _operation(operations[first], g, size) @ _operation(operations[second], g, size)
 
 
 def warp(
@@ -86,10 +88,10 @@ LABEL_TRIES = 12  # draws of Algorithm 4 at most
 
 
 def _best_of(
-    labels: torch.Tensor, m: torch.Tensor, generators: list[torch.Generator], n_tries: int, augment: bool
+    labels: torch.Tensor, m: torch.Tensor, generators: list[torch.Generator], n_tries: int, operations: tuple[str, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (B, 1, H, W) label, (B,) its pixels outside, (B,) its try, from 1
     """Draw n_tries augmented labels a record, warp them in one call, and return the first of those least outside the organ."""
-    draws = [(int(torch.randint(len(labels), (), generator=g)), draw_augmentation(g, m.shape[2:]) if augment else torch.eye(3))
+    draws = [(int(torch.randint(len(labels), (), generator=g)), draw_augmentation(g, m.shape[2:], operations))
              for g in generators for _ in range(n_tries)]
     indices, matrices = [i for i, _ in draws], torch.stack([a for _, a in draws])
     candidates = warp(labels[indices][:, None].to(m), matrices).view(len(m), n_tries, *m.shape[2:])
@@ -105,14 +107,14 @@ def choose_labels(
     seed: int,
     records: list[int],  # B record numbers
     n_tries: int = LABEL_TRIES,
-    augment: bool = True,
+    operations: tuple[str, ...] = OPERATIONS,  # two of these are drawn
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, 1, H, W) labels, (B,) the try that was accepted, from 1; 0 = none was
     """Choose a lesion label that fits each organ (Algorithm 4), from the augmented label set."""
     generators = [generator(seed, "label", r) for r in records]
-    label, outside, taken = _best_of(labels, m, generators, 1, augment)
+    label, outside, taken = _best_of(labels, m, generators, 1, operations)
     again = outside.nonzero()[:, 0].tolist()
     if again and n_tries > 1:
-        late, less, later = _best_of(labels, m[again], [generators[i] for i in again], n_tries - 1, augment)
+        late, less, later = _best_of(labels, m[again], [generators[i] for i in again], n_tries - 1, operations)
         better = less < outside[again]
         label[again] = torch.where(better[:, None, None, None], late, label[again])
         taken[again] = torch.where(better, 1 + later, taken[again])

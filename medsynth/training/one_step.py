@@ -79,7 +79,7 @@ class OneStep:
     ):
         if kl not in ("overall", "unit"):
             raise ValueError(f"kl must be overall or unit, not {kl!r}")
-        self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
+        self.data, self.seed, self.n_moved, self.fabric = slices.side("maps").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.lr_decay, self.kl, self.below = batch, steps, lr, lr_decay, kl, {}
         self.nets = {n: net.to(fabric.device) for n, net in one_step_nets(slices.size, latent, width, norm, init).items()}
         made = [p for name in ("E_s", "G_s") for p in self.nets[name].parameters()]

@@ -56,7 +56,7 @@ class Density:
         mask_width: int = 8,
         code_adversarial: float = 1.0,  # weight of (9) against D_z beside fit and KL, in nats; 0 leaves D_z out of E_s's loss
     ):
-        self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
+        self.data, self.seed, self.n_moved, self.fabric = slices.side("maps").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.sd, self.code_adversarial = batch, steps, lr, sd, code_adversarial
         self.nets = {"vae": DensityVAE(tuple(n // POOL_PX for n in slices.size), latent, width),
                      "D_z": code_critic(latent), "flow": Flow(latent),
@@ -163,7 +163,7 @@ class Lines:
         lr: float = 1e-3,
         n_moved: int = 24,
     ):
-        self.data, self.seed, self.n_moved, self.fabric = slices.side("train").to(fabric.device), seed, n_moved, fabric
+        self.data, self.seed, self.n_moved, self.fabric = slices.side("maps").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.below = batch, steps, lr, needs
         self.nets = {"refiner": Refiner(width).to(fabric.device), "D_s": PatchCritic(3).to(fabric.device)}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), lr, (0.5, 0.9)) for n, net in self.nets.items()}

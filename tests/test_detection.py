@@ -11,8 +11,8 @@ from conftest import real_folder
 from medsynth.data.ct_scans import draw_findings, place_nodule
 from medsynth.data.fundus import read_photograph
 from medsynth.data.lung_ct import fill_boxes
+from medsynth.evaluation.truths import class_hits, lowest_accuracy
 from medsynth.losses.guidance import (
-    box_guidance_loss,
     class_guidance_loss,
     detector_loss,
     hardest,
@@ -27,7 +27,7 @@ from medsynth.structure.boxes import box_iou, boxes_of, label_of, nms, upright
 from medsynth.structure.edges import CONSTANTS, structure_map
 from medsynth.structure.mask import MASK_CONSTANTS, organ_mask
 from medsynth.structure.slices import Slices
-from medsynth.training.detector import Detector, DetectorJudge, box_read_back, boxes_in, class_read_back
+from medsynth.training.detector import Detector, DetectorJudge, boxes_in, judged_boxes
 from medsynth.training.engine import open_fabric
 from medsynth.training.loop import frozen
 
@@ -362,13 +362,13 @@ def test_the_detector_learns_a_batch_by_heart() -> None:
     assert numbers["ap"] > 0.99 and numbers["iou"] > 0.8 and losses[-1] < 0.1 * losses[0], (numbers, losses[-1])
     assert stage.picture()._repr_png_()[:4] == b"\x89PNG"
     nothing = x.new_full(x.shape, 0.1).requires_grad_()
-    lacking = box_guidance_loss(net, nothing, boxes_of(label))
+    lacking = detector_loss(net, nothing, boxes_of(label))
     lacking.backward()
-    assert lacking > 5 * box_guidance_loss(net, x, boxes_of(label)), "a lesion that is asked for and not there costs"
+    assert lacking > 5 * detector_loss(net, x, boxes_of(label)), "a lesion that is asked for and not there costs"
     inside = dilated(label) > 0
     assert nothing.grad[inside].abs().mean() > 5 * nothing.grad[~inside].abs().mean(), "and the loss says where it lacks"
-    invented = box_guidance_loss(net, x, boxes_of(0 * label))
-    assert invented > 5 * box_guidance_loss(net, 0 * x + 0.1, boxes_of(0 * label)), "so does one that nobody asked for"
+    invented = detector_loss(net, x, boxes_of(0 * label))
+    assert invented > 5 * detector_loss(net, 0 * x + 0.1, boxes_of(0 * label)), "so does one that nobody asked for"
 
 
 def dilated(label: torch.Tensor) -> torch.Tensor:
@@ -421,12 +421,17 @@ def test_box_read_back_by_hand() -> None:
     label[:, :, 8:20, 6:18] = 1
     real = 0.1 + 0.8 * label
     synthetic = torch.cat([real[:2], 0 * real[2:] + 0.1])
-    back = box_read_back(Seer(), (real, label), (synthetic, label))
-    assert back["real_ap"] == 1 and back["real_iou"] == 1 and back["synthetic_sensitivity"] == 0.5 and back["iou_share"] == 1
-    assert abs(back["ap_share"] - 51 / 101) < 1e-6, "precision 1 up to recall one half: 51 of 101 levels"
+    of_real, of_drawn = (read_boxes(judged_boxes(Seer(), x), boxes_of(label)) for x in (real, synthetic))
+    assert of_real["ap"] == of_real["iou"] == of_drawn["iou"] == 1 and of_drawn["sensitivity"] == 0.5
+    assert abs(of_drawn["ap"] - 51 / 101) < 1e-6, "precision 1 up to recall one half: 51 of 101 levels"
+    with pytest.raises(ValueError, match="mAP"):
+        read_boxes(judged_boxes(Seer(), 0 * real), boxes_of(0 * label))
 
 
-def test_class_read_back_by_hand() -> None:
-    """Each class has a share of its own; a class that is not there has none."""
+def test_class_hits_by_hand() -> None:
+    """Class 1 is told rightly once in four, class 0 always: the worst class counts; without one of them, nothing does."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))
+    torch.nn.init.eye_(net[1].weight)
     x = torch.tensor([[3.0, 0, 0], [0, 3, 0], [3, 0, 0], [3, 0, 0], [3, 0, 0]]).view(5, 3, 1, 1)
-    assert class_read_back(torch.nn.Flatten(), x, torch.tensor([0, 1, 1, 1, 1]), chunk=2) == {0: 1.0, 1: 0.25}
+    hits = class_hits(net, x, torch.tensor([0, 1, 1, 1, 1]))
+    assert lowest_accuracy(hits, 2) == 0.25 and lowest_accuracy(hits[:1], 1) == 1 and np.isnan(lowest_accuracy(hits, 3))

@@ -16,7 +16,7 @@ import torch
 from ..core.paths import BadRequest, explain
 from ..core.random import draw_rows, key, own_rows
 from ..losses.adversarial import CLASS_LOSSES, adversary_loss, critic_loss, image_critic_loss, slope_penalty
-from ..losses.guidance import box_guidance_loss, class_guidance_loss
+from ..losses.guidance import class_guidance_loss, detector_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
 from ..losses.reconstruction import agreement_loss, pretraining_loss, ramp, registration_loss
 from ..metrics.registration import edge_map
@@ -147,7 +147,7 @@ def critic_terms(
 GUIDES = {  # kind of label -> (processors, x_g, label, output) -> (15), a number a processor
     "map": lambda nets, x, label, output: [read_back_loss(p(x[:, i : i + 1]), label, output=output) for i, p in enumerate(nets)],
     "class": lambda nets, x, label, output: [class_guidance_loss(nets[0], x, class_of(label))],
-    "boxes": lambda nets, x, label, output: [box_guidance_loss(nets[0], x, boxes_of(label))],
+    "boxes": lambda nets, x, label, output: [detector_loss(nets[0], x, boxes_of(label))],
     "none": lambda nets, x, label, output: []}
 
 

@@ -12,18 +12,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
-from torchmetrics.functional.regression import mean_squared_error as squared_error_of
 
 from ..core.random import generator
 
 # %% ../../nbs/45_images.ipynb #402194b9
 def mean_squared_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,)
     """Mean squared error of each pair of images, by torchmetrics."""
+    # only what measures waits the second that torchmetrics takes to import
+    from torchmetrics.functional.regression import mean_squared_error as squared_error_of
+
     return squared_error_of(a.flatten(1).T, b.flatten(1).T, num_outputs=len(a)).reshape(len(a))
 
 
@@ -32,6 +29,8 @@ def psnr(
     b: torch.Tensor,  # (B, C, H, W) in [0, 1]
 ) -> torch.Tensor:  # (B,) in dB, inf where equal
     """Peak signal-to-noise ratio of each pair of images with peak 1, by torchmetrics; ValueError when shapes differ."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     if a.shape != b.shape:
         raise ValueError(f"PSNR needs pairs of one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
     return peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
@@ -60,6 +59,8 @@ def _by_parts(
 
 def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,)
     """SSIM averaged over the windows that lie wholly inside."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     _, everywhere = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none", return_full_image=True)
     return everywhere[..., 5:-5, 5:-5].flatten(1).mean(1)
 
@@ -78,6 +79,8 @@ def ms_ssim(
     b: torch.Tensor,  # (B, C, H, W) in [0, 1]
 ) -> torch.Tensor:  # (B,) in [0, 1]
     """Multi-scale structural similarity of pairs of images (Wang et al. 2003), by torchmetrics."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     betas = torch.tensor(BETAS[: n_scales(*a.shape[2:])])
     betas = tuple((betas / betas.sum()).tolist())
     measure = partial(multiscale_structural_similarity_index_measure,

@@ -13,13 +13,6 @@ import io
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchmetrics.functional.classification import (
-    binary_accuracy,
-    binary_auroc,
-    binary_f1_score,
-    binary_jaccard_index,
-    binary_recall,
-)
 
 from ..structure.lesions import one_hot
 
@@ -41,6 +34,9 @@ def dice(
     classes: tuple[int, ...] = (1, 2, 3, 4),
 ) -> float:  # in [0, 1]
     """Dice of a region over all pixels given, 2 |A and B| / (|A| + |B|); 1 where both are empty."""
+    # only what measures waits the second that torchmetrics takes to import
+    from torchmetrics.functional.classification import binary_f1_score
+
     a, b = region(read, classes).flatten(), region(truth, classes).flatten()
     return float(binary_f1_score(a.int(), b.int(), zero_division=1))
 
@@ -57,6 +53,8 @@ def overlap(
     classes: tuple[int, ...] = (1, 2, 3, 4),
 ) -> dict[str, float]:  # dice, iou, sensitivity, accuracy, each in [0, 1]
     """Measure how a region was read, over all pixels given (Tables 4, 6 and 7), by torchmetrics."""
+    from torchmetrics.functional.classification import binary_accuracy, binary_jaccard_index, binary_recall
+
     a, b = (region(v, classes).flatten().int() for v in (read, truth))
     return {"dice": dice(read, truth, classes), "iou": float(binary_jaccard_index(a, b, zero_division=1)),
             "sensitivity": float(binary_recall(a, b, zero_division=1)), "accuracy": float(binary_accuracy(a, b))}
@@ -64,6 +62,8 @@ def overlap(
 
 def auc(score: torch.Tensor, truth: torch.Tensor) -> float:  # in [0, 1]
     """Area under the ROC curve of a score of any shape for pixels that are lesion (1) or not (0) (Table 6)."""
+    from torchmetrics.functional.classification import binary_auroc
+
     return float(binary_auroc(score.flatten().float(), truth.flatten().int()))
 
 

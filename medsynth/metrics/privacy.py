@@ -9,7 +9,6 @@ __all__ = ['nearest', 'memorised_share', 'membership_scores', 'score_auc', 'memb
 # %% ../../nbs/49_privacy.ipynb #a33f4f14
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.classification import binary_auroc
 
 # %% ../../nbs/49_privacy.ipynb #8b892e8c
 def nearest(
@@ -56,6 +55,9 @@ def membership_scores(
 
 def score_auc(inside: torch.Tensor, outside: torch.Tensor) -> float:  # in [0, 1]
     """Give the probability that a score from inside exceeds one from outside, ties counting half, by torchmetrics."""
+    # only what measures waits the second that torchmetrics takes to import
+    from torchmetrics.functional.classification import binary_auroc
+
     scores = torch.cat([inside, outside])
     ranks = scores.unique(return_inverse=True)[1].float() / len(scores)  # torchmetrics would squash what is not in [0, 1]
     truth = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()

@@ -104,6 +104,9 @@ def test_lesions_elsewhere_are_found_out(court: rows.Court) -> None:
     assert row.value.value == 1 and row.verdict == "reached" and ", apart" in row.beside and row.value.n == 4
     row = reading.lesion_row(court, subject(ignoring), {"no label input": subject(cases)})
     assert row.value.value < 0.5 and row.verdict == "missed"
+    several = Subject("two seeds", MODALITIES, [cases, painted(20, 4)], [])
+    row = reading.lesion_row(court, several, {"no label input": subject(ignoring)})
+    assert row.verdict == "reached" and "apart (one model seed)" in row.beside, "a control of one seed is compared with ours of that seed"
 
 
 def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:

@@ -94,8 +94,8 @@ def quality_plan(target: str, request: Request, n_seeds: int, controls: bool) ->
         runs += planned("translation_judge", judge_seed, trained_on="real") if several else []
         for seed in range(request.seed, request.seed + n_seeds):
             runs += planned("translation_judge" if several else "synthesis", seed)
-            runs += [r for i in each for r in planned(YARDSTICK, seed, modality=i)] if controls else []
-            runs += [r for c in CONTROLS.values() for r in planned("synthesis", seed, **c)] if controls and several else []
+        runs += [r for i in each for r in planned(YARDSTICK, request.seed, modality=i)] if controls else []
+        runs += [r for c in CONTROLS.values() for r in planned("synthesis", request.seed, **c)] if controls and several else []
     return [{"run": r.id, "state": r.state, "minutes": estimated_minutes(r)} for r in {r.id: r for r in runs}.values()]
 
 

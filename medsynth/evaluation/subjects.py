@@ -114,12 +114,12 @@ CONTROLS = {  # name -> changes of the chain
 
 
 def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
-    """Draw cases of every control chain, and of the chain itself without Algorithm 4; none of one modality: GAN# is enough."""
+    """Draw cases of each control chain, of one seed, and of the n_seeds chains without Algorithm 4; none of one modality."""
     n = CONTROL_CASES[request.profile]
     if len(load_slices(request.data, request.profile, request.recipe).modalities) < 2:
         return {}
     drawn = {"no Alg. 4": chain_subject("no Alg. 4", request, CASES[request.profile], n_seeds, False)}  # few leave the organ
-    return drawn | {name: chain_subject(name, request, n, n_seeds, **changes) for name, changes in CONTROLS.items()}
+    return drawn | {name: chain_subject(name, request, n, 1, **changes) for name, changes in CONTROLS.items()}
 
 # %% ../../nbs/85_subjects.ipynb #ce929901
 def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -227,6 +227,6 @@ def translators(request: Request, n_seeds: int) -> tuple[list, object] | None:
 
 
 def beside(request: Request, subject: Subject, size: tuple[int, int], n_seeds: int) -> tuple[Subject, dict[str, Subject]]:
-    """Draw cases of GAN# and of the control chains, trained where they are missing."""
+    """Draw cases of GAN# and of the control chains, one seed each, trained where they are missing."""
     n = len(subject.sets[0]["x"])
-    return gan_subject(request, subject.modalities, size, n, n_seeds), control_subjects(request, n_seeds)
+    return gan_subject(request, subject.modalities, size, n, 1), control_subjects(request, n_seeds)

@@ -12,9 +12,9 @@ from medsynth.training.engine import open_fabric
 
 @pytest.fixture(scope="module")
 def slices() -> Slices:
-    """Four phantom patients, one held out, 48x40."""
-    cohort = phantom_cohort(4, 1, 8, (96, 80))
-    return Slices("phantom", False, cohort.modalities, 5, "-", (), {}, reduced_cohort(cohort, (48, 40), 2))
+    """Four phantom patients, one held out, 32x24."""
+    cohort = phantom_cohort(4, 1, 8, (64, 48))
+    return Slices("phantom", False, cohort.modalities, 5, "-", (), {}, reduced_cohort(cohort, (32, 24), 2))
 
 
 def trained_gan(slices: Slices, steps: int, **settings: object) -> tuple[BasicGAN, dict]:
@@ -40,25 +40,25 @@ def drawn(stage: BasicGAN, weights: dict | None = None, n: int = 64) -> torch.Te
 def test_it_overfits_one_batch(slices: Slices) -> None:
     """On four slices alone, its images have less than half of the squared error to the nearest of any uniform grey image."""
     four = Slices(**(slices.__dict__ | {"tensors": {k: v if k == "labels" else v[2:6] for k, v in slices.tensors.items()}}))
-    stage, before = trained_gan(four, 1000, modality=3, batch=4)
+    stage, before = trained_gan(four, 600, modality=3, batch=4)
 
     def error(x: torch.Tensor) -> float:
         return torch.cdist(x.flatten(1), four.x[:, 3].flatten(1)).square().amin(1).mean().item()
 
-    grey = min(error(torch.full((1, 1, 48, 40), level / 50)) for level in range(51))
+    grey = min(error(torch.full((1, 1, 32, 24), level / 50)) for level in range(51))
     assert error(drawn(stage)) < 0.5 * grey < 0.5 * error(drawn(stage, before))
 
 
 def test_it_beats_its_own_initial_distance(slices: Slices) -> None:
     """Frechet distance of images averaged to 8x8 to held-out slices: below half of the untrained one's and of any grey card's."""
-    stage, before = trained_gan(slices, 800, modality=3)
+    stage, before = trained_gan(slices, 500, modality=3)
     real = slices.side("test").x[:, 3, None]
 
     def distance(x: torch.Tensor) -> float:
         return frechet_distance(*(F.adaptive_avg_pool2d(v, 8).flatten(1).double() for v in (x, real)))
 
     with pytest.warns(UserWarning, match="few"):
-        noise = 0.02 * torch.randn(64, 1, 48, 40, generator=torch.Generator().manual_seed(0))
+        noise = 0.02 * torch.randn(64, 1, 32, 24, generator=torch.Generator().manual_seed(0))
         grey = min(distance((level / 30 + noise).clamp(0, 1)) for level in range(31))
         assert distance(drawn(stage)) < 0.5 * min(grey, distance(drawn(stage, before)))
 

@@ -191,7 +191,7 @@ def usefulness_note(request: Request, gains: dict[str, dict[str, Estimate]]) -> 
 def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Number]], caption: str) -> Picture:
     """Draw every row of a table as bars with 95% intervals, the last published numbers as diamonds."""
     kind = TASKS[request.task]["label"]
-    columns, width = claimed(kind), 2.6 * len(claimed(kind)) + 1
+    columns, width = claimed(kind), max(4.5, 2.6 * len(claimed(kind)) + 1)
     fig = Picture(figsize=(width, 3))
     for ax, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         of = [estimate_of(rows[column]) for rows in numbers.values()]
@@ -205,8 +205,8 @@ def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Nu
         ax.set_title(column, fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers trained on real, on both, on synthetic images", fontsize=9)
+        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images", fontsize=9)
     fig.text(0.01, 0.01, fitted(caption, width, 7), fontsize=7, va="bottom")
     fig.subplots_adjust(left=0.08, right=0.99, top=0.82, bottom=0.45, wspace=0.25)
     return fig

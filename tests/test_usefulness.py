@@ -175,14 +175,17 @@ def test_published_numbers_are_quoted_as_they_are() -> None:
 
 
 def test_the_claim_is_computed() -> None:
-    """Higher with synthetic images: borne out; lower: contradicted; without an interval: undecided."""
+    """Higher with synthetic images: borne out; lower: contradicted; without an interval, or of a weak reader: undecided."""
     def number(*values: float) -> usefulness.Number:
         counts = {"patients": len(values)}
         return usefulness.Number(lambda s, r: float(np.array(values)[r["patients"]].mean()), counts, "patients", 1)
 
     request = Request(FILMS, "smoke", task="chest_xray")
-    low, high = number(0.2, 0.4, 0.3), number(0.5, 0.7, 0.6)
-    for real, both, verdict in ((low, high, "borne out"), (high, low, "contradicted"), (number(0.1), number(0.9), "undecided")):
-        gains = usefulness.gains_of({n: {"accuracy": v} for n, v in (("real", real), ("both", both), ("synthetic", real))})
-        said = usefulness.claim_said(request, gains)
+    low, high, least = number(0.2, 0.4, 0.3), number(0.5, 0.7, 0.6), number(0.1, 0.1, 0.1)
+    for real, both, floor, verdict in ((low, high, least, "borne out"), (high, low, least, "contradicted"),
+                                       (low, high, high, "undecided"), (number(0.1), number(0.9), number(0.0), "undecided")):
+        rows = {"real": real, "both": both, "synthetic": real, "untrained": floor}
+        numbers = {n: {"accuracy": v} for n, v in rows.items()}
+        said = usefulness.claim_said(request, numbers, usefulness.gains_of(numbers))
         assert f"({verdict})" in said and "one model seed" in said and "here 18 of them" in said
+        assert ("weak readers" in said) == (floor is high)

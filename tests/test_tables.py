@@ -104,7 +104,7 @@ def test_ours_beside_gan_by_hand(kind: str, channels: int) -> None:
 
 
 def test_what_was_published_is_quoted() -> None:
-    """Six columns of Table 2, five not the thesis's own, three of Table 3; texts that differ keep a row each; no distance."""
+    """Six columns of Table 2, five of them others', three of Table 3; texts that differ keep a row each; no distance."""
     table_2 = {t: {r["looked_at"]: r for r in crops.quoted_rows(t)} for t in ("chest_xray", "lung_ct")}
     assert [len(v) for v in table_2.values()] == [6, 6]
     assert (table_2["lung_ct"]["whole image, PGGAN"]["ms_ssim"], table_2["chest_xray"]["whole image"]["fid"]) == ("0.328", "102.5")

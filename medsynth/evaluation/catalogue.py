@@ -101,7 +101,7 @@ def n_seeds_of(request: Request) -> int:
     once = request.profile == "smoke" or request.recipe != "mended"
     return 1 if once or (request.profile == "demo" and request.data.name != "phantom") else 3
 
-
+# %% ../../nbs/83_catalogue.ipynb #6af59bf4
 def _planned(name: str, request: Request) -> list[tuple[Run, list]]:
     """Plan the runs that an artefact needs of one task."""
     def chain(i: int = 0, stage: str = "synthesis", **changes: object) -> tuple[Run, list]:
@@ -187,7 +187,7 @@ def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
                                    progress_bar=False, cwd=str(home()), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     return out
 
-
+# %% ../../nbs/83_catalogue.ipynb #c4aa5057
 def of_tasks(values: dict[str, object]) -> object:
     """Return the value of the only task, or all by task."""
     return values if len(values) > 1 else next(iter(values.values()))

@@ -22,7 +22,7 @@ ARTEFACTS = {  # name -> (what it shows, stages it needs)
                 ("ablation", "judges")),
     "fig_12": ("Fig. 12: a case of every row of the ablation, the same record", ("ablation rows",)),
     "fig_13": ("Fig. 13: the ablation as bars with intervals: MS-SSIM, distance, Dice, shift", ("ablation", "judges")),
-    "table_3": ("Table 3, BRATS: ours and ours+: whole images, masked and box crops of the tumour", ("seeds", "judges")),
+    "table_3": ("Table 3: eyes, brain MRI, low-dose CT: ours, ours+ (crops of the lesion), GAN#", ("seeds", "judges", "GAN#")),
     "fig_17": ("Fig. 17, our half: synthetic cases under the maps they were painted from", ("synthesis",)),
     "small_data": ("Two training patients: what augmentation, R1 and spectral norm do for D: judges' numbers, a case",
                    ("variants", "judges")),
@@ -43,9 +43,19 @@ ARTEFACTS |= {  # what synthetic images add
     "table_8": ("Table 8: detectors of nodules from real, both and synthetic windows: IoU, mAP at 0.5", ("readers",)),
 }
 
+# %% ../../nbs/65_contents.ipynb #c7200010
+ARTEFACTS |= {  # the tasks beside the brain
+    "table_2": ("Table 2: chest X-ray and lung CT: ours and GAN#, published rivals beside, quoted", ("seeds", "judges", "GAN#")),
+    "fig_18": ("Fig. 18, our half: synthetic eyes under their maps, GAN#'s beside", ("synthesis", "GAN#")),
+    "fig_19": ("Fig. 19, our half: synthetic chest films of each class under their maps, GAN#'s beside", ("synthesis", "GAN#")),
+    "fig_20": ("Fig. 20, our half: synthetic lung CT and low-dose windows, GAN#'s beside", ("synthesis", "GAN#")),
+}
+
 # %% ../../nbs/65_contents.ipynb #c7200008
-TASKS_OF = {"table_3": ("brain", "fundus", "low_dose_ct"),  # artefact -> tasks, where they are not the brain alone
-            "table_6": ("fundus",), "table_7": ("chest_xray",), "table_8": ("low_dose_ct",)}
+TASKS_OF = {  # artefact -> tasks, where they are not the brain alone
+    "table_2": ("chest_xray", "lung_ct"), "table_3": ("brain", "fundus", "low_dose_ct"), "fig_18": ("fundus",),
+    "fig_19": ("chest_xray",), "fig_20": ("lung_ct", "low_dose_ct"),
+    "table_6": ("fundus",), "table_7": ("chest_xray",), "table_8": ("low_dose_ct",)}
 LACKING = {"table_6": ("fire",)}  # artefact -> data sets of its tasks that lack what it needs: vessels drawn by hand
 
 

@@ -1,4 +1,7 @@
 """What synthetic images add (Tables 6 to 8): training sets, readers, paired differences, and what is refused."""
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +140,26 @@ def test_runs_are_found_again_and_steps_are_equal() -> None:
         assert r.params["builds_on"] == [chain.id] == [r.params["settings"]["chain"]] and chain.params["stage"] == "synthesis"
         assert r.params["settings"]["n_synthetic"] == mixture.SYNTHETIC["class"]["smoke"]
     assert mixture.reader_plan(*words[:-1], 1, "both")[0].params["builds_on"] != plans["both"][0].params["builds_on"]
+
+
+def test_a_reader_starts_alike_whether_its_images_are_drawn_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes random numbers of its own: the first weights are those of the seed; the second time nothing is drawn."""
+    slices, drawn = planted("class"), []
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+
+    def draw(*_: object) -> dict[str, torch.Tensor]:
+        drawn.append(torch.rand(3))
+        return {"x": slices.x[:2], "label": slices.l[:2].float()}
+
+    for name, stand_in in (("synthesise_all", draw), ("painter_of", lambda *_: torch.rand(5)), ("plan_of", lambda run: (run, [])),
+                           ("open_run", lambda chain: SimpleNamespace(id=chain))):
+        monkeypatch.setattr(mixture, name, stand_in)
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made = mixture.ClassReader(slices, 0, {}, open_fabric(), "both", "drawn-or-found", 2)
+        weights.append(made.nets["processor"].last.weight.detach())
+    assert len(drawn) == 1 and torch.equal(*weights) and len(made.data.x) == N_TRAIN + 2
 
 
 def test_every_profile_says_steps_and_amounts() -> None:

@@ -64,7 +64,8 @@ def synthetic_set(chain: str, slices: Slices, n: int) -> dict[str, torch.Tensor]
     run, code = open_run(chain), code_hash("from medsynth.synthesis.mixture import synthetic_set")
     path = home() / "cache" / f"learnt-{run.id}-{SET_SEED}-{n}-{code}.safetensors"
     if not path.exists():
-        cases = synthesise_all(painter_of(*plan_of(run), slices), SET_SEED, n)
+        with torch.random.fork_rng([]):  # a reader starts from the same weights, drawn or found
+            cases = synthesise_all(painter_of(*plan_of(run), slices), SET_SEED, n)
         write_bytes(path, save({k: v.contiguous() for k, v in as_read(cases, slices.label_kind).items()}))
     with safe_open(path, framework="pt") as f:
         return {k: f.get_tensor(k) for k in f.keys()}

@@ -91,7 +91,7 @@ def learnt_from(slices: Slices, trained_on: str, chain: str, n_synthetic: int) -
         return mixture(readable(slices.side("train")), None, "real")
     if not chain or n_synthetic < 1:
         raise BadRequest(explain(f"trained_on={trained_on}", "the run of a chain, and how many images to draw of it",
-                                 f"chain={chain!r}, n_synthetic={n_synthetic}", "Tables 6 to 8 give both (`medsynth reproduce`)."))
+                                 f"chain={chain!r}, n_synthetic={n_synthetic}", "Tables 6 to 8 give both."))
     return mixture(readable(slices.side("train")), synthetic_set(chain, slices, n_synthetic), trained_on)
 
 # %% ../../nbs/72_mixture.ipynb #72mix013

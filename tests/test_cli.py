@@ -192,7 +192,7 @@ def test_the_ablation_is_tabled(reproduced: subprocess.CompletedProcess) -> None
 
 
 def test_other_data_sets_are_tabled(reproduced: subprocess.CompletedProcess) -> None:
-    """Tables 2 and 3: ours with a verdict against GAN#, training images beside, crops where lesions are; the rest quoted."""
+    """Tables 2 and 3: ours with a verdict against GAN#, training images beside, crops of lesions; the rest quoted."""
     folder, looked = home() / "artefacts" / "phantom" / "smoke", {}
     for name in ("table_2", "table_3"):
         with (folder / f"{name}.csv").open() as f:

@@ -96,6 +96,8 @@ def test_ours_beside_gan_by_hand(kind: str, channels: int) -> None:
     swapped = crops.against_gan(crops.set_numbers(court, *sides(court, 0 * x, x)), (1.0, 0.95))
     assert swapped["verdict"].endswith("distance: contradicted (one model seed)")
     assert crops.against_gan(numbers, (1.0, 0.89))["verdict"] == "MS-SSIM: unequal time; distance: unequal time"
+    numbers["real"]["whole image"]["ms_ssim"] = protocols.likeness(court, [1 - x])
+    assert crops.against_gan(numbers, (1.0, 1.0))["verdict"].startswith("MS-SSIM: undecided"), "not even real pairs are alike"
     rows = [crops.filled(r, task="t", data="d") for r in crops.crop_rows(numbers, crops.scales_of(court))]
     assert [r["images"] for r in rows].count("real") == 1 + (kind == "boxes") and {tuple(r) for r in rows} == {crops.COLUMNS}
     assert rows[0]["model_seeds"] == 2 and rows[1]["model_seeds"] == 1 and {r["fid"] for r in rows} == {""}

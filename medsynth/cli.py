@@ -37,7 +37,7 @@ from .training.tasks import RECIPES, STAGES, TASKS, batches_of, check_request, g
 # %% ../nbs/92_cli.ipynb #33aa860e
 def run_reproduce(args: argparse.Namespace) -> int:
     """Make figures and tables; prints where they lie."""
-    began, names, request = time.time(), check_names(args.artefacts), request_of(args)
+    began, names, request = time.time(), check_names(args.artefacts, args.data.partition("=")[0]), request_of(args)
     planned = reproduce_plan(names, request)
     open_minutes = sum(p["minutes"] for p in planned if p["state"] != "done")
     if args.dry_run:

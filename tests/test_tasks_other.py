@@ -169,5 +169,5 @@ def test_the_task_is_that_of_what_is_judged(words: dict, tmp_path: Path, monkeyp
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "dataset.json").write_text('{"task": "fundus"}')
     monkeypatch.chdir(tmp_path)
-    assert task_asked(Namespace(**words)) == ("fundus" if words else "brain")
-    assert task_asked(Namespace(target="nothing")) == "brain"
+    assert task_asked(Namespace(data="phantom", **words)) == ("fundus" if words else "brain")
+    assert task_asked(Namespace(data="phantom", target="nothing")) == "brain"

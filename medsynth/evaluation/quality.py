@@ -38,7 +38,9 @@ from .truths import TRUTHS
 JUDGES = {"class": {"classifier": {"net": "residual"}}, "boxes": {"detector_judge": {}}}  # kind of label -> who reads it here
 
 
-def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) -> Court:
+def open_court(
+    request: Request, slices: Slices, modalities: tuple[str, ...], readers: bool = True  # False: no judge reads a label back
+) -> Court:
     """Open the judges of a data set (trained where they are missing) for a subject's modalities."""
     words, runs = (request.task, request.data, request.recipe, request.profile, request.seed + JUDGE_SEED), {}
 
@@ -51,7 +53,7 @@ def open_court(request: Request, slices: Slices, modalities: tuple[str, ...]) ->
                    for s in (slices.side("train"), slices.side("test")))
     one, kind = len(slices.modalities) == 1, slices.label_kind
     lesion = [] if one else [nets("lesion_judge", f"lesion, {slices.modalities[i]}", modality=i)["judge"] for i in columns]
-    lesion += [next(iter(nets(stage, kind, **extra).values())) for stage, extra in JUDGES.get(kind, {}).items()]
+    lesion += [next(iter(nets(stage, kind, **extra).values())) for stage, extra in JUDGES.get(kind, {}).items() if readers]
     features, modality = nets("features", "features")["features"], None if one else nets("modality_judge", "modality")["judge"]
     told = right_answers(features, slices.side("test").to(next(features.parameters()).device))
     return Court(train, test, lesion, modality, features, slices.modalities, told, runs)

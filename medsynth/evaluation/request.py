@@ -19,6 +19,7 @@ from ..nets.blocks import NORMS
 from ..nets.critics import VIEWS
 from ..structure.slices import Slices
 from ..training.painting import INPUTS
+from ..training.profiles import task_of
 from ..training.synthesis import FOCUS
 from ..training.tasks import PROFILES, RECIPES, TASKS, check_request, slices_for
 from .catalogue import Request
@@ -32,16 +33,16 @@ def slices_asked(request: Request, args: argparse.Namespace) -> Slices:
 
 
 def task_asked(args: argparse.Namespace) -> str:
-    """Say which task a command is about: the one named, or that of the data set or run that is to be judged; else brain."""
-    target = getattr(args, "task", getattr(args, "target", "brain"))
-    if hasattr(args, "task") or target in TASKS:
-        return target
+    """Say which task a command is about: the one named, that of the data set or run that is to be judged, or of the data."""
+    of_data, target = task_of(parse_data(args.data).name), getattr(args, "task", getattr(args, "target", ""))
+    if hasattr(args, "task") or target in TASKS or not target:
+        return target or of_data
     if (about := Path(target) / "dataset.json").is_file():
         return read_json(about).get("task", "brain")
     try:
         return open_run(target).params["task"]
     except BadRequest:
-        return "brain"
+        return of_data
 
 
 def request_of(args: argparse.Namespace) -> Request:

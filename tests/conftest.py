@@ -9,13 +9,17 @@ os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would fight over two cores
 
-LONGEST = ("test_chapters", "test_cli", "test_training", "test_data_check", "test_evaluation")  # files that workers take first
+LONGEST = ("test_chapters", "test_cli", "test_tasks_other", "test_training", "test_data_check")  # files that workers take first
+SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker, whose home has them, runs both
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no worker is left alone with one at the end."""
+    """Group tests by file, and put the longest files first, so that no worker is left alone with one at the end."""
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("shared" if item.path.stem in SHARED else item.path.stem))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -168,13 +168,13 @@ def test_departures_are_taken_back_one_by_one(reproduced: subprocess.CompletedPr
     assert all(0 < float(r["sharpness"]) < 3 and float(r["shift_px"]) >= 0 for r in rows.values())
 
 
-def test_little_data_is_two_patients(reproduced: subprocess.CompletedProcess) -> None:
-    """The chain of two patients and one remedy, which paints otherwise."""
+def test_little_data_is_few_patients(reproduced: subprocess.CompletedProcess) -> None:
+    """The chain of few patients and one remedy, which paints otherwise."""
     folder = home() / "artefacts" / "phantom" / "smoke"
     with (folder / "small_data.csv").open() as f:
         plain, helped = csv.DictReader(f)
     assert [plain["variant"], helped["variant"]] == list(variants_at("small_data", "smoke"))
-    assert plain["distance"] != helped["distance"] and "16 slices of 2 patients" in read_json(folder / "small_data.json")["note"]
+    assert plain["distance"] != helped["distance"] and "24 slices of 3 patients" in read_json(folder / "small_data.json")["note"]
 
 
 def test_the_ablation_is_tabled(reproduced: subprocess.CompletedProcess) -> None:

@@ -35,7 +35,7 @@ reproduce: $(STAMP) ## make the thesis's tables and figures again
 	$(REPRODUCE_ENV) $(BIN)/medsynth reproduce $(REPRODUCE_ARGS)
 
 test: $(STAMP) ## run every test but the slow ones, on WORKERS cores (2), a file on one
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 25
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,13 +14,25 @@ LONGEST = ("test_chapters", "test_cli", "test_tasks_other", "test_training", "te
 SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker, whose home has them, runs both
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests by file, and put the longest files first, so that no worker is left alone with one at the end."""
+    """Put the longest files first, so that no worker is left alone with one at the end."""
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("shared" if item.path.stem in SHARED else item.path.stem))
+
+
+class ByFile(LoadFileScheduling):
+    """Give a worker a file at a time, SHARED as if they were one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Name what a test is given out with."""
+        file = super()._split_scope(nodeid)
+        return "shared" if Path(file).stem in SHARED else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    """Replace the scheduler of `--dist loadfile`."""
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

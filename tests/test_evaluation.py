@@ -106,7 +106,7 @@ def test_lesions_elsewhere_are_found_out(court: rows.Court) -> None:
     assert row.value.value < 0.5 and row.verdict == "missed"
     several = Subject("two seeds", MODALITIES, [cases, painted(20, 4)], [])
     row = reading.lesion_row(court, several, {"no label input": subject(ignoring)})
-    assert row.verdict == "reached" and "apart (one model seed)" in row.beside, "a control of one seed is compared with ours of that seed"
+    assert row.verdict == "reached" and "apart (one model seed)" in row.beside, "ours of the control's seed is compared with it"
 
 
 def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:

@@ -184,7 +184,7 @@ def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
                                    progress_bar=False, cwd=str(home()), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     return out
 
-
+# %% ../../nbs/83_catalogue.ipynb #9b0a0003
 def of_tasks(values: dict[str, object]) -> object:
     """Return the value of the only task, or all by task."""
     return values if len(values) > 1 else next(iter(values.values()))

@@ -236,6 +236,25 @@ def test_evidence_is_measured(reproduced: subprocess.CompletedProcess) -> None:
     assert not read_json(folder / "evidence.json")["shows_real_images"]
 
 
+@pytest.mark.parametrize(("name", "columns"), [("table_6", ("sensitivity", "accuracy", "auc")),
+                                               ("table_7", ("accuracy", "normal", "bacterial", "viral")),
+                                               ("table_8", ("iou", "map50", "sensitivity"))])
+def test_what_synthetic_images_add(name: str, columns: tuple[str, ...], reproduced: subprocess.CompletedProcess) -> None:
+    """Readers of real, of both, of synthetic images; what they add, paired, with its verdict; the published beside, quoted."""
+    folder = home() / "artefacts" / "phantom" / "smoke"
+    with (folder / f"{name}.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    ours, said = {r["trained_on"]: r for r in rows if r["source"] == "ours"}, read_json(folder / f"{name}.json")
+    assert list(ours)[:3] == ["real", "real + synthetic", "synthetic"] and set(columns) <= ours["real"].keys()
+    assert int(ours["real"]["synthetic_images"]) == 0 == int(ours["synthetic"]["real_images"])
+    gain = ours["real + synthetic, less real"]
+    assert all(gain[c].rpartition(", ")[2] in ("apart", "not apart", "undecided") for c in columns)
+    assert len(said["steps"]) == (5 if name == "table_6" else 6) and "PHANTOM. The thesis's claim" in said["note"]
+    assert "weak readers" not in said["note"] or not any(v in said["note"] for v in ("(borne out)", "(contradicted)"))
+    assert sum("quoted" in r["source"] for r in rows) == {"table_6": 12, "table_7": 4, "table_8": 6}[name]
+    assert not said["shows_real_images"] and (folder / f"{name}.png").exists()
+
+
 def test_runs_for_tensorboard(reproduced: subprocess.CompletedProcess, capsys: pytest.CaptureFixture) -> None:
     """A folder of event files a run, or exit 2 that names the extra where it is not installed."""
     code, run = main(["runs", "tensorboard"]), list_runs()[0]

@@ -24,6 +24,7 @@ from ..core.paths import BadRequest, explain, home, read_json, repository
 from ..core.runs import Run, code_hash
 from ..data.batches import SOURCES, DataRef, data_hash, parse_data
 from ..structure.slices import Slices
+from ..synthesis.mixture import TRAINED_ON, reader_plan
 from ..training.loop import Diverged
 from ..training.profiles import TASKS, task_of
 from ..training.tasks import estimated_minutes, finish, load_slices, plan, slices_for, unfold
@@ -71,7 +72,7 @@ def requests_of(name: str, request: Request) -> list[Request]:
     """Split a request by the artefact's tasks, each with the data opened for it; BadRequest where it is of other data."""
     tasks, known = tasks_of(name, request.data.name), TASKS_OF.get(name, ("brain",))
     if not tasks:
-        there = ", ".join(dict.fromkeys(n for t in known for n in TASKS[t]["data"]))
+        there = ", ".join(dict.fromkeys(n for t in known for n in TASKS[t]["data"] if tasks_of(name, n)))
         raise BadRequest(explain(f"{name} --data {request.data.name}", f"data of {', '.join(known)}: {there}",
                                  f"data of {task_of(request.data.name)}", "Choose one of them."))
     return [replace(request, task=t, data=replace(request.data, task=t)) for t in tasks]
@@ -100,7 +101,7 @@ def n_seeds_of(request: Request) -> int:
     once = request.profile == "smoke" or request.recipe != "mended"
     return 1 if once or (request.profile == "demo" and request.data.name != "phantom") else 3
 
-
+# %% ../../nbs/83_catalogue.ipynb #6af59bf4
 def _planned(name: str, request: Request) -> list[tuple[Run, list]]:
     """Plan the runs that an artefact needs of one task."""
     def chain(i: int = 0, stage: str = "synthesis", **changes: object) -> tuple[Run, list]:
@@ -114,6 +115,8 @@ def _planned(name: str, request: Request) -> list[tuple[Run, list]]:
     planned += [chain(**c) for c in variants_at(name, request.profile).values()] if "variants" in needs else []
     planned += judge_plans(request, ("processor",)) if "segmenters" in needs else []
     planned += [p for sides in evidence_plans(request).values() for p in sides.values()] if "evidence" in needs else []
+    planned += [reader_plan(request.task, request.data, request.recipe, request.profile, request.seed + i, row)
+                for row in TRAINED_ON for i in range(several)] if "readers" in needs else []
     planned += [chain(stage=YARDSTICK, modality=0)] if "GAN#" in needs and kind != "map" else []  # of the brain: four models
     of_map = ("lesion_judge", "modality_judge") if kind == "map" else ()
     return planned + (judge_plans(request, (*of_map, "features")) if "judges" in needs else [])
@@ -184,7 +187,7 @@ def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
                                    progress_bar=False, cwd=str(home()), extra_arguments=["--IPKernelApp.log_level=ERROR"])
     return out
 
-# %% ../../nbs/83_catalogue.ipynb #9b0a0003
+# %% ../../nbs/83_catalogue.ipynb #c4aa5057
 def of_tasks(values: dict[str, object]) -> object:
     """Return the value of the only task, or all by task."""
     return values if len(values) > 1 else next(iter(values.values()))

@@ -202,7 +202,7 @@ def against_gan(numbers: dict, minutes: tuple[float, float]) -> dict[str, str]: 
     return {"ms_ssim_above_gan": said_plainly(gaps["ms_ssim"]), "distance_below_gan": said_plainly(gaps["distance"]),
             "verdict": "; ".join(f"{n.replace('ms_ssim', 'MS-SSIM')}: {said}" for n, said in verdicts.items())}
 
-# %% ../../nbs/97_crops.ipynb #cd1b0009
+# %% ../../nbs/97_crops.ipynb #cd1b0014
 def set_rows(request: Request) -> tuple[list[dict], str, dict]:  # rows, what is to be known, exact numbers and the rest
     """Measure one of the other tasks' data sets and write its rows of Table 2 or 3, the quoted ones below."""
     slices = load_slices(request.data, request.profile, request.recipe)

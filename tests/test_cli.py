@@ -75,7 +75,7 @@ def test_a_second_call_makes_nothing_anew(reproduced: subprocess.CompletedProces
 
 def test_dry_run_trains_nothing(tmp_path: Path) -> None:
     """It prints runs, steps and minutes, and makes no run."""
-    said = typed("reproduce", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
+    said = typed("reproduce", "table_1", "fig_16", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
     assert said.returncode == 0 and "synthesis" in said.stdout and "minutes" in said.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -391,20 +391,19 @@ def test_an_empty_folder_is_a_bad_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_real_brain_mri_at_smoke(brain_ms: Path, tmp_path: Path) -> None:
-    """From the folder as it comes to figures; a spoilt copy goes on without its bad patient, and --strict stops."""
+def test_real_brain_mri_with_a_spoilt_file(brain_ms: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure of a folder with one bad file: its patient is set aside and the rest goes on; --strict stops."""
     shutil.copytree(brain_ms, tmp_path / "data")
     spoilt = next((tmp_path / "data" / "patient07").glob("T2_*"))
-    data = f"brain_ms={tmp_path / 'data'}"
-    good = typed("reproduce", "fig_06", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
-    assert good.returncode == 0, good.stderr
-    facts = json.loads((tmp_path / "home" / "artefacts" / "brain_ms" / "smoke" / "fig_06.json").read_text())
-    assert facts["shows_real_images"] and not facts["phantom"] and not facts["records_set_aside"]
     spoilt.write_bytes(spoilt.read_bytes()[:5000])
-    worse = typed("reproduce", "fig_06", "--data", data, MEDSYNTH_HOME=str(tmp_path / "home"))
-    assert worse.returncode == 0 and "patient07" in worse.stderr and "set aside" in worse.stderr, worse.stderr
-    strict = typed("reproduce", "fig_06", "--data", data, "--strict", MEDSYNTH_HOME=str(tmp_path / "home"))
-    assert strict.returncode == 2 and "patient07" in strict.stderr and "Traceback" not in strict.stderr
+    words = ("reproduce", "fig_06", "--data", f"brain_ms={tmp_path / 'data'}")
+    said = typed(*words, MEDSYNTH_HOME=str(tmp_path / "home"))
+    assert said.returncode == 0 and "patient07" in said.stderr and "set aside" in said.stderr, said.stderr
+    facts = json.loads((tmp_path / "home" / "artefacts" / "brain_ms" / "smoke" / "fig_06.json").read_text())
+    assert facts["shows_real_images"] and not facts["phantom"] and list(facts["records_set_aside"]) == ["patient07"]
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path / "home"))
+    assert main([*words, "--strict"]) == 2 and "patient07" in capsys.readouterr().err
 
 
 @pytest.mark.real_data

@@ -12,7 +12,7 @@ from .gan import BasicGAN
 # %% ../../nbs/66_rivals.ipynb #90ba067d
 RIVALS = {"gan": BasicGAN}
 YARDSTICK = "gan"  # GAN#, what any synthetic set must beat
-SETTINGS = {"gan": {"smoke": {"steps": 150, "width": 8}, "demo": {"steps": 1200}, "gpu": {"steps": 24000, "width": 32},
+SETTINGS = {"gan": {"smoke": {"steps": 60, "width": 8}, "demo": {"steps": 1200}, "gpu": {"steps": 24000, "width": 32},
                     "paper": {"steps": 1500000, "width": 64, "lr": 1e-5, "critic_lr_ratio": 1.0}}}
 SECONDS_PER_STEP = {"gan": 0.19}
 

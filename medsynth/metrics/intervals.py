@@ -16,7 +16,8 @@ from ..core.random import key
 
 # %% ../../nbs/43_intervals.ipynb #64000a51
 def digits(value: float) -> str:
-    """Write a number with three decimals, a small one with two digits that count."""
+    """Write a number with three decimals, a small one with two digits that count; what is rounding error is 0."""
+    value = round(value, 12) + 0.0
     return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.2g}"
 
 

@@ -173,7 +173,7 @@ def sides_of(request: Request, court: Court) -> tuple[Subject, Subject, Subject]
     """Draw cases of ours and of one GAN#, trained where they are missing, and take training images for cases."""
     n = CASES[request.profile]
     ours = chain_subject("ours", request, n, n_seeds_of(request))
-    return ours, gan_subject(request, ours.modalities, court.test.size, n, 1), real_subject(court, n)
+    return ours, gan_subject(request, ours.modalities, court.test.size, n), real_subject(court, n)
 
 
 def set_numbers(
@@ -242,7 +242,7 @@ def gallery(requests: list[Request], title: str, n: int = 6) -> tuple[Picture, d
     for r in requests:
         slices = load_slices(r.data, r.profile, r.recipe)
         c = synthesise_all(open_painter(r.task, r.data, r.recipe, r.profile, r.seed), CASE_SEED, n)
-        gan, kind, test = gan_subject(r, slices.modalities, slices.size, n, 1), slices.label_kind, slices.side("test")
+        gan, kind, test = gan_subject(r, slices.modalities, slices.size, n), slices.label_kind, slices.side("test")
         drawn = {"s_g": [v[0] for v in c["s"]], "s'": [v[0] for v in c["fused"]], "x_g": seen(c["x"], kind),
                  "GAN#": seen(gan.sets[0]["x"], kind)}
         if kind == "boxes":

@@ -90,18 +90,14 @@ def chain_subject(name: str, request: Request, n: int, n_seeds: int, fit_labels:
     return joined([run_subject(name, p, slices, n, fit_labels) for p in plans])
 
 
-def gan_subject(request: Request, modalities: tuple[str, ...], size: tuple[int, int], n: int, n_seeds: int) -> Subject:
-    """Draw cases of GAN#: each modality from its own model and noise, so that a case is four different heads."""
-    subjects = []
-    for seed in range(request.seed, request.seed + n_seeds):
-        words = (request.task, YARDSTICK, request.data, request.recipe, request.profile, seed)
-        runs = [get_run(*words, modality=i) for i in range(len(modalities))]
-        slices = load_slices(request.data, request.profile, request.recipe)
-        nets = [trained(r, [], slices)["generator"] for r in runs]
-        x = torch.cat([draw_images(net, CASE_SEED + i, list(range(n)), size).cpu() for i, net in enumerate(nets)], 1)
-        minutes = sum(minutes_of((r, [])) for r in runs)
-        subjects.append(Subject("GAN#", modalities, [{"x": x}], [r.id for r in runs], minutes))
-    return joined(subjects)
+def gan_subject(request: Request, modalities: tuple[str, ...], size: tuple[int, int], n: int) -> Subject:
+    """Draw cases of one GAN#: each modality from its own model and noise, so that a case is four different heads."""
+    words = (request.task, YARDSTICK, request.data, request.recipe, request.profile, request.seed)
+    runs = [get_run(*words, modality=i) for i in range(len(modalities))]
+    slices = load_slices(request.data, request.profile, request.recipe)
+    nets = [trained(r, [], slices)["generator"] for r in runs]
+    x = torch.cat([draw_images(net, CASE_SEED + i, list(range(n)), size).cpu() for i, net in enumerate(nets)], 1)
+    return Subject("GAN#", modalities, [{"x": x}], [r.id for r in runs], sum(minutes_of((r, [])) for r in runs))
 
 # %% ../../nbs/85_subjects.ipynb #6630b244
 MISREGISTERED = {"data.moved_px": 3, "translator.supervised": 0.0}
@@ -229,4 +225,4 @@ def translators(request: Request, n_seeds: int) -> tuple[list, object] | None:
 def beside(request: Request, subject: Subject, size: tuple[int, int], n_seeds: int) -> tuple[Subject, dict[str, Subject]]:
     """Draw cases of GAN# and of the control chains, one seed each, trained where they are missing."""
     n = len(subject.sets[0]["x"])
-    return gan_subject(request, subject.modalities, size, n, 1), control_subjects(request, n_seeds)
+    return gan_subject(request, subject.modalities, size, n), control_subjects(request, n_seeds)

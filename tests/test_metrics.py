@@ -37,6 +37,9 @@ def test_scales_follow_the_size() -> None:
     assert [images.n_scales(*s) for s in ((11, 11), (22, 40), (48, 40), (96, 80), (184, 144), (176, 176))] == [1, 2, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="11 pixels"):
         images.n_scales(10, 100)
+    for side in (11, 22, 44, 88, 96, 98, 99, 176):
+        a = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(side))
+        assert torch.allclose(images.ms_ssim(a, a), torch.ones(2)), side
 
 
 def test_ms_ssim_by_hand() -> None:

@@ -44,7 +44,7 @@ def n_scales(height: int, width: int) -> int:  # from 1 to 5
     side = min(height, width)
     if side < 11:
         raise ValueError(f"SSIM needs sides of at least 11 pixels, not {height}x{width}")
-    return max(s for s in range(1, 6) if side / 2 ** (s - 1) >= 11)
+    return max(s for s in range(1, 6) if side // max(2 ** (s - 1), (s - 1) ** 2) >= 11)  # torchmetrics asks for the square
 
 # %% ../../nbs/45_images.ipynb #360ce170
 def _by_parts(

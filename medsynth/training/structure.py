@@ -162,9 +162,11 @@ class Lines:
         width: int = 16,
         lr: float = 1e-3,
         n_moved: int = 24,
+        adversarial: float = LINE_WEIGHTS["adversarial"],  # weight of (11) against D_s
     ):
         self.data, self.seed, self.n_moved, self.fabric = slices.side("maps").to(fabric.device), seed, n_moved, fabric
         self.batch, self.steps, self.lr, self.below = batch, steps, lr, needs
+        self.weights = LINE_WEIGHTS | {"adversarial": adversarial}
         self.nets = {"refiner": Refiner(width).to(fabric.device), "D_s": PatchCritic(3).to(fabric.device)}
         self.optimisers = {n: torch.optim.Adam(net.parameters(), lr, (0.5, 0.9)) for n, net in self.nets.items()}
 
@@ -209,7 +211,7 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
     of_critic = critic_loss(d_real, d_fake)
     descend(stage.fabric, stage.optimisers["D_s"], of_critic)
     terms = line_terms(stage.nets["D_s"], s, logits, density, outside * (outside > 0.5), view)
-    weights = LINE_WEIGHTS | {"adversarial": LINE_WEIGHTS["adversarial"] * min(1.0, max(0.0, 7 * t / stage.steps - 1))}
+    weights = stage.weights | {"adversarial": stage.weights["adversarial"] * min(1.0, max(0.0, 7 * t / stage.steps - 1))}
     descend(stage.fabric, stage.optimisers["refiner"], sum(weights[n] * v for n, v in terms.items()))
     with torch.no_grad():
         all_g = gathered(g).flatten()

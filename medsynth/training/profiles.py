@@ -35,7 +35,7 @@ WHOLE_PX = {"smoke": 240, "demo": 480, "gpu": 512, "paper": 512}  # of the phant
 TASKS = {  # task -> its data sets with `reduce` per profile, its label (chapter 28), its phantom's layout and patients
     "brain": {"label": "map", "data": dict.fromkeys(("phantom", *_REAL))},  # None: see PROFILES
     "fundus": {"label": "none", "data": {"phantom": _RESIZED, "drive": _RESIZED, "fire": _RESIZED}, "layout": "drive",
-               "patients": {"smoke": (8, 0), "demo": (48, 0), "gpu": (120, 0), "paper": (400, 0)}},  # all, held out; 0: by layout
+               "patients": {"smoke": (8, 0), "demo": (144, 0), "gpu": (288, 0), "paper": (400, 0)}},  # all, held out; 0: layout
     "lung_ct": {"label": "none", "data": {"phantom": _RESIZED, "lung_ct": _AT_512, "lidc_lungs": _AT_512}, "layout": "lung_ct",
                 "patients": {"smoke": (9, 3), "demo": (60, 20), "gpu": (120, 40), "paper": (180, 18)}},
     "chest_xray": {"label": "class", "data": {"phantom": _AT_224, "chest_xray_224": _AT_224, "chest_xray": _RESIZED},

@@ -127,11 +127,10 @@ _FLAT = {"density": {"steps": 900}, "lines": {"steps": 300, "n_moved": 12}, "pre
 _QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"steps": 60}, "synthesis": {"steps": 12},
           "one_step": {"steps": 12}}  # at smoke: a chain in a quarter of a minute
 _CLASSES = {"lesion": 0.5}  # of (15) by cross-entropy, public code
-_RIBS = {"adversarial": 1.0}  # ribs are finer than a density's cells: D_s alone can ask for them (chapter 78)
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
     "brain": {}, "fundus": {"smoke": _QUICK, "demo": _FLAT}, "lung_ct": {"smoke": _QUICK, "demo": _FLAT},
     "chest_xray": {"smoke": _QUICK | {"synthesis": {"steps": 12, **_CLASSES}},
-                   "demo": _FLAT | {"lines": {"steps": 400, "n_moved": 12, **_RIBS}, "synthesis": {"steps": 250, **_CLASSES}},
+                   "demo": _FLAT | {"synthesis": {"steps": 250, **_CLASSES}},
                    "gpu": {"synthesis": _CLASSES}, "paper": {"synthesis": _CLASSES}},
     "low_dose_ct": {"smoke": _QUICK, "demo": _FLAT},
 }

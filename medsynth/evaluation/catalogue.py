@@ -186,7 +186,7 @@ def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         papermill.execute_notebook(str(notebook_of(name)), str(out), parameters=given, kernel_name="python3",
-                                   progress_bar=False, cwd=str(home()), extra_arguments=["--IPKernelApp.log_level=ERROR"])
+                                   progress_bar=False, cwd=str(home()), extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
     return out
 
 # %% ../../nbs/83_catalogue.ipynb #c4aa5057

@@ -421,6 +421,16 @@ def test_lidc_lungs_comes_back(lidc: tuple[Path, list[Patient]]) -> None:
         assert np.array_equal(p.label > 0, masks) and (q.label >= p.label).all()
 
 
+def test_the_held_out_have_a_nodule_that_windows_keep(
+        lidc: tuple[Path, list[Patient]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the largest nodule alone is large its patient is held out; where none is, anybody."""
+    sides = {p.name: np.ptp(p.boxes[:, 1:5].reshape(-1, 2, 2), 1).max() for p in lidc[1]}
+    monkeypatch.setattr(nodules, "LARGE_PX", max(sides.values()))
+    assert sides[next(iter(nodules.read_lidc_lungs(lidc[0], shape=SIDE).test))] == max(sides.values())
+    monkeypatch.setattr(nodules, "LARGE_PX", 1000)
+    assert len(nodules.read_lidc_lungs(lidc[0], shape=SIDE).test) == 1
+
+
 def lidc_rows(root: Path) -> list[dict[str, str]]:
     """The rows of boxes.csv."""
     with (root / nodules.LIDC_TABLE).open(newline="") as f:

@@ -219,6 +219,14 @@ def test_the_yardstick_must_be_apart(court: rows.Court) -> None:
     assert sets.distance_row(court, good, alone, None).verdict == "not run: GAN#"
 
 
+def test_every_seed_of_ours_stands_beside_the_yardstick(court: rows.Court) -> None:
+    """A chain whose second seed paints noise is not nearer than GAN#, however good its first is."""
+    good, noise = painted(20, 3)["x"], torch.rand(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    both, gan = Subject("ours", MODALITIES, [{"x": good}, {"x": noise}], ["-"], 1.0), subject({"x": 0.4 * good + 0.6 * noise})
+    row = sets.distance_row(court, both, sets.one_pass(court, both, gan), gan)
+    assert row.verdict == "missed"
+
+
 def test_a_yardstick_trained_shorter_gives_no_verdict(court: rows.Court) -> None:
     """GAN# with less than nine tenths of our minutes was not given the same time."""
     ours, theirs = subject(painted(20, 3)), subject({"x": torch.rand(20, 4, 24, 24)})

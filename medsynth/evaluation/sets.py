@@ -167,14 +167,15 @@ def distance_note(court: Court, sets: list[np.ndarray], test: np.ndarray, patien
 
 # %% ../../nbs/87_sets.ipynb #0ebb865e
 def beside_gan(ours: Measure, passed: dict, patients: list[np.ndarray], subject: Subject, gan: Subject) -> tuple[str, str]:
-    """Compare with GAN#, paired over seeds, patients and cases: verdict and words; no verdict for a GAN# trained shorter."""
-    n_seeds, theirs = len(gan.sets), distance(passed["GAN#"], passed["test"][0], patients)
+    """Compare all our seeds with GAN#'s in turn, paired over patients and cases; no verdict for a GAN# trained shorter."""
+    n_seeds = len(passed["ours"])
+    theirs = distance([passed["GAN#"][s % len(gan.sets)] for s in range(n_seeds)], passed["test"][0], patients)
     counts = {"cases": min(len(passed["ours"][0]), len(passed["GAN#"][0])), "patients": len(patients)}
     gap = difference(theirs, ours, counts, n_seeds, draws=200, recentre=True)
     verdict = verdict_of(True, gap)
     if gan.minutes < 0.9 * subject.minutes or verdict == "missed" and gan.minutes > 1.1 * subject.minutes:
         verdict = "unequal time"
-    return verdict, (f"GAN# higher by {said_of(gap, n_seeds)}; training took {subject.minutes:.1f} min, "
+    return verdict, (f"GAN# higher by {said_of(gap, len(gan.sets))}, beside all {n_seeds} of ours; training took {subject.minutes:.1f} min, "
                      f"GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
 
 

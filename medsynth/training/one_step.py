@@ -113,5 +113,5 @@ def one_step(stage: OneStep, t: int) -> dict[str, float]:
     own = {"D_z": code_critic_loss(d_prior, d_code), "D_s": map_critic_loss(d_real, d_fake), "G_m": mask_loss(m_r, m)}
     for name, loss in own.items():
         descend(stage.fabric, stage.optimisers[name], loss)
-    answers = {"d_real": d_real.mean(), "d_fake": d_fake.mean(), "d_z_prior": d_prior.mean(), "d_z_code": d_code.mean()}
+    answers = {"d_s_real": d_real.mean(), "d_s_fake": d_fake.mean(), "d_z_prior": d_prior.mean(), "d_z_code": d_code.mean()}
     return {n: v.item() for n, v in (terms | own | answers).items()}

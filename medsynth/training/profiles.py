@@ -122,17 +122,22 @@ def seconds_of(task: str, stage: str) -> float:
     return (SECONDS_PER_STEP | (OF_ONE_MODALITY if task != "brain" else {}))[stage]
 
 # %% ../../nbs/61_profiles.ipynb #61prof010
-_ONE = {"anchor": 5.0, "adversarial": 1.0}  # one modality, which has no other to stay registered with: D is heard more than (18)
 _FLAT = {"density": {"steps": 900}, "lines": {"steps": 300, "n_moved": 12}, "pretraining": {"steps": 500},
-         "synthesis": {"steps": 250, **_ONE}, "one_step": {"steps": 300}}  # at demo: a chain in five minutes
-_QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"steps": 60}, "synthesis": {"steps": 12, **_ONE},
+         "synthesis": {"steps": 250}, "one_step": {"steps": 300}}  # of one modality, at demo: a chain in five minutes
+_QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"steps": 60}, "synthesis": {"steps": 12},
           "one_step": {"steps": 12}}  # at smoke: a chain in a quarter of a minute
-_LONG = {"synthesis": _ONE}
-_OF_ONE = {"smoke": _QUICK, "demo": _FLAT, "gpu": _LONG, "paper": _LONG}
-_CLASSES = {"lesion": 0.5}  # of (15) by cross-entropy, public code
+_OF_ONE = {"smoke": _QUICK, "demo": _FLAT, "gpu": {}, "paper": {}}
+
+
+def _painted(**settings: float) -> dict[str, dict]:
+    """Change the last stage of a task of one modality, at every profile."""
+    return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in _OF_ONE.items()}
+
+
+_GREY = {"anchor": 5.0, "adversarial": 1.0}  # nothing has to stay registered: D is heard more than (18)
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _OF_ONE, "lung_ct": _OF_ONE, "low_dose_ct": _OF_ONE,
-    "chest_xray": {name: row | {"synthesis": row["synthesis"] | _CLASSES} for name, row in _OF_ONE.items()}}
+    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(**_GREY), "low_dose_ct": _painted(**_GREY),
+    "chest_xray": _painted(**_GREY, lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t

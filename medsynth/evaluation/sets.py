@@ -175,7 +175,8 @@ def beside_gan(ours: Measure, passed: dict, patients: list[np.ndarray], subject:
     verdict = verdict_of(True, gap)
     if gan.minutes < 0.9 * subject.minutes or verdict == "missed" and gan.minutes > 1.1 * subject.minutes:
         verdict = "unequal time"
-    return verdict, (f"GAN# higher by {said_of(gap, len(gan.sets))}, beside all {n_seeds} of ours; training took {subject.minutes:.1f} min, "
+    return verdict, (f"GAN# higher by {said_of(gap, len(gan.sets))}, beside all {n_seeds} of ours; "
+                     f"training took {subject.minutes:.1f} min, "
                      f"GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
 
 

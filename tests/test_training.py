@@ -28,7 +28,7 @@ from medsynth.structure.lesions import one_hot
 from medsynth.structure.slices import batch_of, present_in
 from medsynth.structure.whole import redraw
 from medsynth.synthesis.pipeline import open_painter, synthesise_all
-from medsynth.training import loop, painting, processors, synthesis, tasks, translator
+from medsynth.training import loop, painting, processors, structure, synthesis, tasks, translator
 from medsynth.training.drawing import draw_maps, draw_whole_maps, training_delta
 from medsynth.training.engine import open_fabric
 from medsynth.training.loop import Diverged, train
@@ -534,6 +534,16 @@ def test_losses_of_the_one_step_generator(toy_one_step: OneStep) -> None:
     terms, _, _ = one_step_terms(nets, s, "unit")
     assert terms["reconstruction"].item() == pytest.approx(35 * (1 - 120 / 1920) + 0.25), "(7)"
     assert terms["adversarial"].item() == pytest.approx(0.25), "(11) with a D_s that believes everything"
+
+
+def test_d_s_does_not_stop_the_lines() -> None:
+    """A D_s that is always right is logged by names that the rule of a saturated D does not read: (7) still teaches."""
+    slices, fabric = tasks.load_slices(PHANTOM, "smoke"), open_fabric()
+    below = structure.Density(slices, 0, {}, fabric, batch=2, width=8, latent=4, n_moved=0)
+    numbers = structure.Lines(slices, 0, below.nets, fabric, batch=4, width=2, n_moved=0).step(0)
+    rows = [{"step": t, **numbers, "d_s_real": 1.0, "d_s_fake": 0.0} for t in range(loop.SATURATED_STEPS)]
+    assert {"d_s_real", "d_s_fake"} < set(numbers) and loop.saturated_since(rows) is None
+    assert not {"d_real", "d_fake"} & set(numbers)
 
 
 def test_the_mask_network_is_not_moved_by_eq_11(toy_one_step: OneStep) -> None:

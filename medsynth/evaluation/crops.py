@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..data.chest_xray import KINDS
 from ..metrics.images import n_scales
-from ..metrics.intervals import Measure, bootstrap, difference
+from ..metrics.intervals import Measure, bootstrap, difference, in_turn
 from ..show import Picture, grid, paint_label, panels
 from ..structure.boxes import boxes_of, frames
 from ..structure.extraction import class_of
@@ -196,11 +196,9 @@ LEAST_ALIKE = 0.1  # MS-SSIM of real pairs below which it says nothing: such ima
 
 def against_gan(numbers: dict, minutes: tuple[float, float]) -> dict[str, str]:  # minutes of ours, of GAN#
     """Word how much better all seeds of ours are than GAN#'s in turn, and whether that is sure."""
-    def repeated(rival: Number, n_seeds: int) -> Number:
-        return replace(rival, measure=lambda s, r: rival.measure(s % rival.n_seeds, r), n_seeds=n_seeds)
-
     ours, theirs = (numbers["synthetic"][name] for name in ("whole image", RIVAL))
-    gaps = {n: gap_of(n, repeated(theirs[n], v.n_seeds), v) for n, v in ours.items()}
+    beside = {n: replace(t, measure=in_turn(t.measure, t.n_seeds), n_seeds=ours[n].n_seeds) for n, t in theirs.items()}
+    gaps = {n: gap_of(n, beside[n], v) for n, v in ours.items()}
     sure = {"ms_ssim": estimate_of(numbers["real"]["whole image"]["ms_ssim"]).value >= LEAST_ALIKE, "distance": True}
     verdicts = {n: claim_verdict(g, 1, sure[n]) if minutes[1] >= 0.9 * minutes[0] else "unequal time" for n, g in gaps.items()}
     return {"ms_ssim_above_gan": said_plainly(gaps["ms_ssim"]), "distance_below_gan": said_plainly(gaps["distance"]),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ..core.random import generator
 from ..metrics.distribution import features_of, frechet, frechet_unbiased, kid, moments
 from ..metrics.images import mean_squared_error, ms_ssim, n_scales, pairs_between, pairs_within, psnr, ssim
-from ..metrics.intervals import Estimate, Measure, bootstrap, difference
+from ..metrics.intervals import Estimate, Measure, bootstrap, difference, in_turn
 from ..metrics.privacy import membership_scores, nearest, score_auc, soften
 from ..show import panels
 from ..structure.whole import delta_for, mismatch
@@ -168,8 +168,7 @@ def distance_note(court: Court, sets: list[np.ndarray], test: np.ndarray, patien
 # %% ../../nbs/87_sets.ipynb #0ebb865e
 def beside_gan(ours: Measure, passed: dict, patients: list[np.ndarray], subject: Subject, gan: Subject) -> tuple[str, str]:
     """Compare all our seeds with GAN#'s in turn, paired over patients and cases; no verdict for a GAN# trained shorter."""
-    n_seeds = len(passed["ours"])
-    theirs = distance([passed["GAN#"][s % len(gan.sets)] for s in range(n_seeds)], passed["test"][0], patients)
+    n_seeds, theirs = len(subject.sets), in_turn(distance(passed["GAN#"], passed["test"][0], patients), len(gan.sets))
     counts = {"cases": min(len(passed["ours"][0]), len(passed["GAN#"][0])), "patients": len(patients)}
     gap = difference(theirs, ours, counts, n_seeds, draws=200, recentre=True)
     verdict = verdict_of(True, gap)

@@ -217,5 +217,5 @@ def line_step(stage: Lines, t: int) -> dict[str, float]:
         all_g = gathered(g).flatten()
         wanted = torch.quantile(all_g[:: max(1, all_g.numel() // 10**6)], 1 - gathered(s).mean().to(all_g))
         refiner.threshold.lerp_(wanted, 0.05)
-    terms |= {"D_s": of_critic, "d_real": d_real.mean(), "d_fake": d_fake.mean(), "threshold": refiner.threshold}
+    terms |= {"D_s": of_critic, "d_s_real": d_real.mean(), "d_s_fake": d_fake.mean(), "threshold": refiner.threshold}
     return {n: v.item() for n, v in terms.items()}

@@ -1541,6 +1541,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'medsynth.training.loop.check_health': ('loop.html#check_health', 'medsynth/training/loop.py'),
                                         'medsynth.training.loop.descend': ('loop.html#descend', 'medsynth/training/loop.py'),
                                         'medsynth.training.loop.frozen': ('loop.html#frozen', 'medsynth/training/loop.py'),
+                                        'medsynth.training.loop.fuse': ('loop.html#fuse', 'medsynth/training/loop.py'),
                                         'medsynth.training.loop.gradient_norms': ('loop.html#gradient_norms', 'medsynth/training/loop.py'),
                                         'medsynth.training.loop.read_metrics': ('loop.html#read_metrics', 'medsynth/training/loop.py'),
                                         'medsynth.training.loop.read_rows': ('loop.html#read_rows', 'medsynth/training/loop.py'),

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from .bench.run import add_bench, run_bench
@@ -110,13 +111,15 @@ def run_synthesise(args: argparse.Namespace) -> int:
     check_batch(args.batch)
     records = parse_records(args.records)
     filters = ["".join(map(str, parse_filter(f))) for f in args.filter]
+    if filters and args.no_scores:
+        raise BadRequest(explain("--no-scores", "no --filter, which needs them", f"--filter {filters[0]}", "Leave one out."))
     request, out = request_of(args), Path(args.out).absolute()
     slices = slices_asked(request, args)
     if args.label and slices.label_kind in ("class", "none"):
         raise BadRequest(explain("--label", "a task whose label has a place of its own", args.task, "Leave it out."))
     own, about = own_labels(Path(args.label), slices.n_classes, slices.size) if args.label else (None, None)
     words = (args.task, request.data, request.recipe, request.profile, args.model_seed, args.whole_tries)
-    painter = open_painter(*words, precision=args.precision, **parse_changes(args.set))
+    painter = replace(open_painter(*words, precision=args.precision, **parse_changes(args.set)), scored=not args.no_scores)
     n = len(records) if records else args.n
     counts = write_dataset(painter, args.seed, n, out, filters, own, args.batch, args.format, records, label=about)
     if counts["kept"]:
@@ -230,6 +233,8 @@ def add_synthesise(parser: argparse.ArgumentParser) -> None:
                         "r takes plane r modulo their number, and its map is drawn until it holds the label")
     parser.add_argument("--filter", action="append", default=[], metavar="NAME>=NUMBER", help="keep cases by D's score or by the "
                         "Dice of the label read back: 'score>=0.4', 'dice>=0.5'; may be repeated (default: keep all)")
+    parser.add_argument("--no-scores", action="store_true", help="ask neither D nor the lesion processors how a case came out, "
+                        "which takes more than half of the time; scores are NaN")
     parser.add_argument("--records", metavar="A:B", help=f"draw records A to B - 1 alone, A a multiple of {CHUNK}, one process's "
                         "share of a data set (instead of --n)")
     parser.add_argument("--whole-tries", type=int, default=WHOLE_TRIES, help="maps drawn a case at most until one is whole "

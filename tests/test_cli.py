@@ -347,6 +347,7 @@ BAD_REQUESTS = [
     (["train", "heart"], "one of brain"), (["synthesise", "brain", "--n", "0", "--out", "x"], "above 0"),
     (["synthesise", "brain", "--out", "x", "--filter", "fid>=1"], "of score, dice"),
     (["synthesise", "brain", "--out", "x", "--label", "absent.png"], "no such file"),
+    (["synthesise", "brain", "--out", "x", "--no-scores", "--filter", "dice>=0.5"], "no --filter, which needs them"),
     (["synthesise", "brain", "--out", "x", "--batch", "4"], "a multiple of 8"),
     (["synthesise", "brain", "--out", "x", "--batch", "12"], "a multiple of 8"),
     (["synthesise", "brain", "--out", "x", "--records", "4:8"], "A below B"),

@@ -139,7 +139,7 @@ class Slow:
 
     def step(self, t: int) -> dict[str, float]:
         """Learn a line; at one step ask for the end, as a cluster does."""
-        x = torch.randn(8, 2)
+        x = torch.randn(8, 2).to(self.nets["net"].weight.device)
         loss = (self.nets["net"](x)[:, 0] - x[:, 0]).square().mean()
         descend(open_fabric(), self.optimisers["net"], loss)
         if t == self.at:
@@ -175,6 +175,25 @@ def test_sigterm_finishes_the_step_saves_and_resumes_to_the_same_bits(
         same = (run.path / name).read_bytes() == (whole.path / name).read_bytes()
         assert same, name
     assert not list(run.path.glob("step_*")), "a finished run keeps its last checkpoint alone"
+
+
+def test_on_a_cpu_no_optimiser_is_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused Adam rounds otherwise, and a CPU gains nothing by it."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    stage = Slow(at=-1)
+    train(toy_run(0), stage, 2, 0, open_fabric())
+    assert not stage.optimisers["net"].param_groups[0]["fused"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_a_gpu_optimisers_are_fused_and_resume_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a fused Adam is loaded by a fused one."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
+    for steps in (2, 4):
+        stage = Slow(at=-1)
+        stage.nets["net"].to("cuda")  # in place: the optimiser keeps its weights
+        train(toy_run(0), stage, steps, 0, open_fabric(), 2)
+    assert stage.optimisers["net"].param_groups[0]["fused"]
 
 
 class Given:

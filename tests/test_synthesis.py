@@ -8,6 +8,7 @@ import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -298,3 +299,20 @@ def test_sets_are_not_mixed(quick: pipeline.Painter, tmp_path: Path) -> None:
     dataset.case_path(tmp_path / "a", 0).write_bytes(b"damaged")
     with pytest.raises(BadRequest, match="Delete it"):
         dataset.load_case(dataset.case_path(tmp_path / "a", 0))
+
+
+@pytest.mark.parametrize("files", ["npz", "nifti"])
+def test_a_set_without_scores_holds_the_same_cases(files: str, quick: pipeline.Painter, tmp_path: Path) -> None:
+    """Neither D nor a processor is there to be asked: scores are NaN, the rest is the same bits, and the folder says so."""
+    stream.write_dataset(quick, 0, 2, tmp_path / "a", files=files)
+    bare = replace(quick, scored=False, critic=SimpleNamespace(n_in=1), readers=())
+    stream.write_dataset(bare, 0, 2, tmp_path / "b", files=files)
+    assert [read_json(tmp_path / d / "dataset.json")["scored"] for d in "ab"] == [True, False]
+    a, b = (dataset.load_case(dataset.case_path(tmp_path / d, 1, files)) for d in "ab")
+    for name in dataset.ARRAYS:
+        if name in ("score", "scores", "dice", "dices"):
+            assert np.isnan(b[name]).all() and b[name].shape == a[name].shape and not np.isnan(a["scores"]).any(), name
+        else:
+            assert np.array_equal(a[name], b[name]), name
+    with pytest.raises(BadRequest, match="scored"):
+        stream.write_dataset(quick, 0, 3, tmp_path / "b", files=files)

@@ -16,6 +16,7 @@ import math
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -153,8 +154,7 @@ def unet_step(scale: dict) -> list[dict]:
 # %% ../../nbs/91_bench.ipynb #20b0a956
 def epoch_from_cache(scale: dict) -> list[dict]:
     """Read an epoch's batches from prepared slices, against reading the volumes (.mha, phantoms in BRATS2015's layout)."""
-    folder = TemporaryDirectory(prefix="medsynth-bench-")
-    out = Path(folder.name)
+    out = Path((folder := TemporaryDirectory(prefix="medsynth-bench-")).name)
     write_brats2015(out, scale["patients"])
     read = partial(read_cohort, DataRef("brats2015", out))
     cohort = read()
@@ -176,8 +176,7 @@ def epoch_from_cache(scale: dict) -> list[dict]:
 # %% ../../nbs/91_bench.ipynb #7c3d51ac
 def synthesise_to_disk(scale: dict) -> list[dict]:
     """Write a data set against its networks alone (maps, G, scores), and against G alone; untrained, all is accepted at once."""
-    stage, n, number = synthesis_stage(scale), scale["records"], iter(range(10**6))
-    folder = TemporaryDirectory(prefix="medsynth-bench-")
+    stage, n, number, folder = synthesis_stage(scale), scale["records"], iter(range(10**6)), TemporaryDirectory(prefix="bench-")
     about = {"task": "brain", "data": "phantom", "data_hash": "-", "profile": "demo", "recipe": "mended"}
     nets = [frozen(stage.nets[name]) for name in ("generator", "critic")]
     painter = Painter(Run(Path(folder.name) / "run", about), stage.maps, *nets, tuple(stage.readers["processors"]),
@@ -190,12 +189,13 @@ def synthesise_to_disk(scale: dict) -> list[dict]:
     batch = min(n, rivals.best_batch(painted, (CHUNK, 4 * CHUNK)))
     one = painted(batch)
 
-    def ours() -> dict:
-        return write_dataset(painter, 0, n, Path(folder.name) / f"set{next(number)}")
+    def written(scored: bool) -> dict:
+        return write_dataset(replace(painter, scored=scored), 0, n, Path(folder.name) / f"set{next(number)}")
 
-    return [rivals.contest(name, ours, rival, n, "ms a record", goal=goal, keep=folder)
-            for name, rival, goal in (("the generator alone", lambda: [one() for _ in range(n // batch)], 0.8),
-                                      ("its networks alone", lambda: list(synthesise(painter, 0, list(range(n)))), None))]
+    alone, networks = (lambda: [one() for _ in range(n // batch)]), (lambda: list(synthesise(painter, 0, list(range(n)))))
+    return [rivals.contest(name, partial(written, scored), rival, n, "ms a record", goal=goal, keep=folder)
+            for name, scored, rival, goal in (("the generator alone", True, alone, 0.8), ("its networks", True, networks, None),
+                                              ("the generator alone, --no-scores", False, alone, None))]
 
 # %% ../../nbs/91_bench.ipynb #56396b84
 def frechet_2048(scale: dict) -> list[dict]:

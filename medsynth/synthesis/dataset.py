@@ -34,7 +34,8 @@ ARRAYS = {
     "map_tries": "int, maps drawn (Algorithm 3)", "map_accepted": "bool, Algorithm 3 accepted one",
     "mismatch": "float32, mean|m' - m_g| of Algorithm 3", "label_tries": "int, labels drawn (Algorithm 4)",
     "accepted": "bool, the label lies in the organ uncut", "cut_px": "int, pixels of a given label cut off",
-    "score": "float32, D's mean answer (1 = real)", "scores": "float32 (k,), per modality",
+    "score": "float32, D's mean answer (1 = real); it and the next three are NaN where dataset.json says `scored` false",
+    "scores": "float32 (k,), per modality",
     "dice": "float32, how the lesion processors read the label back: mean Dice (a class: its probability), NaN without",
     "dices": "float32 (k,), per modality"}
 PICTURES = ("label", "structure_map", "mask", "fused")  # arrays of a case with the shape of an image
@@ -122,7 +123,7 @@ def _load_nifti(path: Path) -> dict[str, np.ndarray]:
     """Read a case from its JSON and the NIfTI files beside it."""
     rest = read_json(path)
     images = {n: decode_nifti(path.with_name(f"{path.stem}_{n}.nii.gz")) for n in (*rest["planes"], *PICTURES)}
-    numbers = {n: np.array(rest[n], None if n not in ("dice", "dices") else np.float32) for n in ARRAYS if n in rest}
+    numbers = {n: np.array(rest[n], np.float32 if n.startswith(("score", "dice")) else None) for n in ARRAYS if n in rest}
     return {"images": np.stack([images[m] for m in rest["planes"]])} | {n: images[n] for n in PICTURES} | numbers
 
 
@@ -157,7 +158,7 @@ def describe(painter: Painter, seed: int, files: str = "npz") -> dict:
             "label_kind": painter.label_kind, "n_classes": painter.n_classes, "size": list(painter.size),
             "range": [0.0, 1.0], "spacing_mm": mm, "affine": affine_of(painter.size, mm).tolist(),
             "algorithm_3": {"delta": round(painter.delta, 6), "tries": painter.whole_tries},
-            "arrays": ARRAYS, "environment": environment()}
+            "scored": painter.scored, "arrays": ARRAYS, "environment": environment()}
 
 
 def start_dataset(out: Path, about: dict) -> None:

@@ -50,6 +50,7 @@ class Painter:
     whole_tries: int = WHOLE_TRIES  # 1: every map is taken as it is drawn
     fed: dict = field(default_factory=dict)  # what G is given: label_input (D6), source (D13), for paint
     label_kind: str = "map"  # one of LABEL_KINDS
+    scored: bool = True  # False: neither D nor the processors are asked, and scores are NaN
 
 # %% ../../nbs/70_pipeline.ipynb #c639cb8c
 def painter_of(run: Run, below: list, slices: Slices, whole_tries: int = WHOLE_TRIES) -> Painter:
@@ -108,9 +109,11 @@ def read_back(painter: Painter, x: torch.Tensor, label: torch.Tensor) -> torch.T
 
 
 def score_cases(painter: Painter, x: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Score painted cases: D's answer and what was read back, per modality (B, k) and their means (B,)."""
-    answers = painter.critic(each_modality(x, painter.critic))[0].view(len(x), len(painter.modalities), -1).mean(2)
-    dices = read_back(painter, x, label)
+    """Score painted cases: D's answer and what was read back, per modality (B, k) and their means (B,); NaN unless `scored`."""
+    answers = dices = x.new_full((len(x), len(painter.modalities)), torch.nan)
+    if painter.scored:
+        answers = painter.critic(each_modality(x, painter.critic))[0].view(*answers.shape, -1).mean(2)
+        dices = read_back(painter, x, label)
     return {"score": answers.mean(1), "scores": answers, "dice": dices.mean(1), "dices": dices}
 
 # %% ../../nbs/70_pipeline.ipynb #27f19c3e

@@ -129,15 +129,16 @@ _QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"ste
 _OF_ONE = {"smoke": _QUICK, "demo": _FLAT, "gpu": {}, "paper": {}}
 
 
-def _painted(**settings: float) -> dict[str, dict]:
-    """Change the last stage of a task of one modality, at every profile."""
-    return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in _OF_ONE.items()}
+def _painted(demo_steps: int, **settings: float) -> dict[str, dict]:
+    """Change the last stage of a task of one modality, at every profile, and how long it is at demo."""
+    steps = {"demo": {"steps": demo_steps}}
+    return {name: row | {"synthesis": row.get("synthesis", {}) | settings | steps.get(name, {})} for name, row in _OF_ONE.items()}
 
 
 _GREY = {"anchor": 5.0, "adversarial": 1.0}  # nothing has to stay registered: D is heard more than (18)
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(**_GREY), "low_dose_ct": _painted(**_GREY),
-    "chest_xray": _painted(**_GREY, lesion=0.5)}  # of (15) by cross-entropy, public code
+    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(250, **_GREY), "low_dose_ct": _painted(500, **_GREY),
+    "chest_xray": _painted(500, **_GREY, lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t

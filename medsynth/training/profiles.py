@@ -123,22 +123,21 @@ def seconds_of(task: str, stage: str) -> float:
 
 # %% ../../nbs/61_profiles.ipynb #61prof010
 _FLAT = {"density": {"steps": 900}, "lines": {"steps": 300, "n_moved": 12}, "pretraining": {"steps": 500},
-         "synthesis": {"steps": 250}, "one_step": {"steps": 300}}  # of one modality, at demo: a chain in five minutes
+         "synthesis": {"steps": 500}, "one_step": {"steps": 300}}  # of one modality, at demo: a chain in five minutes
 _QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"steps": 60}, "synthesis": {"steps": 12},
           "one_step": {"steps": 12}}  # at smoke: a chain in a quarter of a minute
 _OF_ONE = {"smoke": _QUICK, "demo": _FLAT, "gpu": {}, "paper": {}}
 
 
-def _painted(demo_steps: int, **settings: float) -> dict[str, dict]:
-    """Change the last stage of a task of one modality, at every profile, and how long it is at demo."""
-    steps = {"demo": {"steps": demo_steps}}
-    return {name: row | {"synthesis": row.get("synthesis", {}) | settings | steps.get(name, {})} for name, row in _OF_ONE.items()}
+def _painted(rows: dict[str, dict] = _OF_ONE, **settings: float) -> dict[str, dict]:
+    """Change the last stage of a task of one modality: nothing has to stay registered, so D is heard more than (18)."""
+    settings = {"anchor": 5.0, "adversarial": 1.0} | settings
+    return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in rows.items()}
 
 
-_GREY = {"anchor": 5.0, "adversarial": 1.0}  # nothing has to stay registered: D is heard more than (18)
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(250, **_GREY), "low_dose_ct": _painted(500, **_GREY),
-    "chest_xray": _painted(500, **_GREY, lesion=0.5)}  # of (15) by cross-entropy, public code
+    "brain": {}, "fundus": _painted(), "lung_ct": _painted(_OF_ONE | {"demo": _FLAT | {"synthesis": {"steps": 250}}}),
+    "low_dose_ct": _painted(), "chest_xray": _painted(lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t

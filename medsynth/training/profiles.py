@@ -123,21 +123,22 @@ def seconds_of(task: str, stage: str) -> float:
 
 # %% ../../nbs/61_profiles.ipynb #61prof010
 _FLAT = {"density": {"steps": 900}, "lines": {"steps": 300, "n_moved": 12}, "pretraining": {"steps": 500},
-         "synthesis": {"steps": 500}, "one_step": {"steps": 300}}  # of one modality, at demo: a chain in five minutes
+         "synthesis": {"steps": 250}, "one_step": {"steps": 300}}  # of one modality, at demo: a chain in five minutes
 _QUICK = {"density": {"steps": 60}, "lines": {"steps": 20}, "pretraining": {"steps": 60}, "synthesis": {"steps": 12},
           "one_step": {"steps": 12}}  # at smoke: a chain in a quarter of a minute
 _OF_ONE = {"smoke": _QUICK, "demo": _FLAT, "gpu": {}, "paper": {}}
+_LONGER = _OF_ONE | {"demo": _FLAT | {"synthesis": {"steps": 500}}}
 
 
-def _painted(rows: dict[str, dict] = _OF_ONE, **settings: float) -> dict[str, dict]:
+def _painted(rows: dict[str, dict], **settings: float) -> dict[str, dict]:
     """Change the last stage of a task of one modality: nothing has to stay registered, so D is heard more than (18)."""
     settings = {"anchor": 5.0, "adversarial": 1.0} | settings
     return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in rows.items()}
 
 
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _painted(), "lung_ct": _painted(_OF_ONE | {"demo": _FLAT | {"synthesis": {"steps": 250}}}),
-    "low_dose_ct": _painted(), "chest_xray": _painted(lesion=0.5)}  # of (15) by cross-entropy, public code
+    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_LONGER),
+    "chest_xray": _painted(_LONGER, lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012
 _PLANES = {"condition": "planes", "init": "blur"}  # D20, D26: G and G_t

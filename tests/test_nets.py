@@ -6,7 +6,16 @@ from medsynth.nets.blocks import ConditionalInstanceNorm, ConvBlock, feature_ran
 from medsynth.nets.critics import Critic
 from medsynth.nets.readers import DilatedClassifier, DilatedNet, FeatureNet
 from medsynth.nets.unet import UNet, decode, decode_all, encode
-from medsynth.nets.vae import CodeImageCritic, DensityVAE, Flow, MapDecoder, MapEncoder, Refiner
+from medsynth.nets.vae import (
+    CellDecoder,
+    CellEncoder,
+    CodeImageCritic,
+    DensityVAE,
+    Flow,
+    MapDecoder,
+    MapEncoder,
+    Refiner,
+)
 from medsynth.nets.vgg import vgg11
 
 
@@ -114,6 +123,15 @@ def test_the_one_step_generator_takes_every_size(size: tuple[int, int], norm: st
     mean, logvar = encoder(torch.rand(2, 1, *size))
     assert mean.shape == logvar.shape == (2, 256) and decoder(mean).shape == (2, 1, *size)
     assert (decoder.size, decoder.latent) == (size, 256)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (184, 144)])
+def test_codes_of_cells_take_every_size(size: tuple[int, int]) -> None:
+    """A map goes to a code a cell of 8 x 8 and back, and z ~ N(0, 1) to a map."""
+    encoder, decoder = CellEncoder(3, 4), CellDecoder(size, 3, 4)
+    mean, logvar = encoder(torch.rand(2, 1, *size))
+    assert mean.shape == logvar.shape == (2, 3, size[0] // 8, size[1] // 8) and decoder.decode(mean).shape == (2, 1, *size)
+    assert (decoder.size, decoder.latent) == (size, mean[0].numel()) and decoder(mean.flatten(1)).shape == (2, 1, *size)
 
 
 def test_a_code_that_is_no_image_is_refused() -> None:

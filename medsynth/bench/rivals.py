@@ -5,7 +5,7 @@ the U-net and the Frechet distance of other packages, timed in turns with ours."
 
 # %% auto #0
 __all__ = ['mean_of', 'as_written', 'call', 'answers', 'published_translator_step', 'published_paint', 'published_reader_terms',
-           'published_synthesis_step', 'installed', 'row_taps', 'opencv_map', 'scipy_map', 'count_macs', 'monai_unet',
+           'published_synthesis_step', 'installed', 'opencv_map', 'scipy_map', 'count_macs', 'monai_unet',
            'sqrtm_distance', 'sqrtm_of_features', 'random_slices', 'contest', 'seconds', 'in_turns', 'spread_of',
            'best_batch']
 
@@ -27,7 +27,7 @@ from ..losses.reconstruction import pretraining_loss, ramp, registration_loss, s
 from ..nets.blocks import upsample
 from ..nets.critics import draw_view, turned
 from ..nets.unet import UNet
-from ..structure.edges import gaussian_taps
+from ..structure.edges import row_taps
 from ..structure.fusion import fuse_noise
 from ..structure.lesions import one_hot
 from ..structure.slices import Slices, batch_of
@@ -141,10 +141,7 @@ def installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def row_taps(sigma: float, kernel: str) -> np.ndarray:  # (3,) or (9,) float32
-    """Return the taps of a row and column filter (D2)."""
-    taps = gaussian_taps(sigma).numpy()
-    return np.outer(taps, taps).ravel() if kernel == "flattened" else taps
+
 
 # %% ../../nbs/90_bench_rivals.ipynb #7c1b2e90
 def opencv_map(x: np.ndarray, organ: np.ndarray, c: dict) -> np.ndarray:  # (H, W) uint8, 255 = line

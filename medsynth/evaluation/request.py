@@ -59,8 +59,8 @@ def request_of(args: argparse.Namespace) -> Request:
 # %% ../../nbs/84_request.ipynb #0e078ac7
 INITIALS = ("kaiming", "blur", "normal")
 CHOICES = {"views": VIEWS, "critic_norm": NORMS, "norm": NORMS, "class_loss": tuple(CLASS_LOSSES), "focus": tuple(FOCUS),
-           "condition": ("norm", "planes"), "init": INITIALS, "critic_init": INITIALS, "structure": ("two_step", "one_step"),
-           "source": tuple(INPUTS)}
+           "condition": ("norm", "planes"), "init": INITIALS, "critic_init": INITIALS, "source": tuple(INPUTS),
+           "structure": ("two_step", "one_step", "cells")}
 
 
 def parse_changes(texts: list[str]) -> dict:  # name or stage.name -> value

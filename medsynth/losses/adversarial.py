@@ -49,11 +49,14 @@ def modality_loss(
 
 
 def code_kl_loss(
-    mean: torch.Tensor,  # (B, L)
-    logvar: torch.Tensor,  # (B, L)
+    mean: torch.Tensor,  # (B, ...), a code's units
+    logvar: torch.Tensor,
+    prior: tuple[torch.Tensor, torch.Tensor] | None = None,  # mean and log-variance of a learned one (chapter 58); None: N(0, 1)
 ) -> torch.Tensor:  # a number: summed over units, mean over the batch, in nats
-    """Divergence of a code from N(0, 1), per unit (D27: the thesis constrains one overall mean and deviation)."""
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+    """Divergence of a code from its prior, per unit (D27: the thesis constrains one overall mean and deviation)."""
+    middle, spread = prior or (torch.zeros_like(mean), torch.zeros_like(mean))
+    apart = ((mean - middle).square() + logvar.exp()) / spread.exp()
+    return 0.5 * (apart - 1 + spread - logvar).flatten(1).sum(1).mean()
 
 
 def flow_loss(

@@ -61,10 +61,10 @@ def line_auc(
     x: torch.Tensor,  # (N, C, H, W) in [0, 1], C of 1 or 3
     s: torch.Tensor,  # (N, 1, H, W) of 0 and 1, its map
     m: torch.Tensor,  # (N, 1, H, W), 1 = background
-    near_px: int | None = None,  # how far a line may run beside its vessel; None: a pixel for each 256 of the side, at least 1
+    near_px: int | None = None,  # how far a line may run beside its vessel; None: a pixel for each 256 of the side
 ) -> torch.Tensor:  # (N,) in [0, 1]; 0.5 for lines that have nothing to do with the image
     """Tell in each image how well darkness tells pixels on the map's lines from others: AUC inside, rim excluded."""
-    near = max(1, min(x.shape[2:]) // 256) if near_px is None else near_px
+    near = min(x.shape[2:]) // 256 if near_px is None else near_px
     dark, inside = darkness(x, m), inside_of(m) > 0
     score = by_axes(F.max_pool2d, dark, near) - by_axes(F.max_pool2d, -dark, near)
     return torch.tensor([auc(d[i], line[i]) for d, line, i in zip(score, s, inside, strict=True)])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.random import key, own_rows
+from .edges import reduce_lines
 from .slices import Slices
 
 # %% ../../nbs/26_pool.ipynb #6a79664f
@@ -35,10 +36,10 @@ def move_maps(
     return (moved[:, :1] > 0.5).to(s), (moved[:, 1:] <= 0.5).to(s)
 
 
-def reduce_maps(s: torch.Tensor, m: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reduce maps: a cell is line if any pixel in it is, background if most are."""
+def reduce_maps(s: torch.Tensor, m: torch.Tensor, factor: int, share: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce maps: a cell is line as reduce_lines says, background if most of it is."""
     m = (F.avg_pool2d(m, factor) > 0.5).to(m)
-    return F.max_pool2d(s, factor) * (1 - m), m
+    return reduce_lines(s, factor, share) * (1 - m), m
 
 # %% ../../nbs/26_pool.ipynb #2f5c2ef8
 def map_pool(
@@ -53,7 +54,7 @@ def map_pool(
         torch.manual_seed(key(seed, "map pool"))
         for _ in range(n_moved):
             for s, m in zip(slices.s_full.split(64), slices.m_full.split(64), strict=True):
-                pool.append(reduce_maps(*move_maps(s.float(), m.float()), factor))
+                pool.append(reduce_maps(*move_maps(s.float(), m.float()), factor, slices.line_share))
     return tuple(torch.cat([p[i].to(torch.uint8) for p in pool]) for i in (0, 1))
 
 

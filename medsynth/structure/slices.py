@@ -23,6 +23,7 @@ from ..core.runs import code_hash
 from ..data.batches import DataRef, batch_rows, data_hash, opened
 from ..data.lung_ct import fill_boxes
 from ..data.samples import Cohort, Patient, facts_of, split_patients
+from .edges import LINE_SHARE, reduce_lines
 from .extraction import SOURCE_MODALITY, class_of, extract, fit, kept_boxes, label_set, reduce_label, windowed
 
 # %% ../../nbs/25_slices.ipynb #4ba57c02
@@ -39,13 +40,13 @@ class Slices:
     set_aside: dict[str, str]
     tensors: dict[str, torch.Tensor]
     label_kind: str = "map"  # one of LABEL_KINDS
+    line_share: float = 0.0  # of a cell, for reduce_lines
 
     def __getattr__(self, key: str) -> torch.Tensor:
         """Return a tensor by name."""
-        try:
-            return self.__dict__["tensors"][key]
-        except KeyError:
-            raise AttributeError(key) from None
+        if key not in (tensors := self.__dict__.get("tensors", {})):
+            raise AttributeError(key)
+        return tensors[key]
 
     def side(self, which: str) -> "Slices":
         """Keep the slices of `train` or `test` patients, or `maps`: training slices whose maps the VAE learns (NORMAL, D34)."""
@@ -119,12 +120,12 @@ def reduced_patient(
     whole = native_patient(cohort, p, p.label.shape[1:] if kind == "boxes" else native, reduce, own_maps, kind, **extraction)
     if kind == "boxes":
         whole = windowed(whole, kept_boxes(p.boxes, reduce), native, p.name)
-    n, m = len(whole["x"]), (F.avg_pool2d(whole["m"], reduce) > 0.5).float()
+    n, m, share = len(whole["x"]), (F.avg_pool2d(whole["m"], reduce) > 0.5).float(), LINE_SHARE.get(cohort.name, 0.0)
     label = reduce_label(whole["label"][:, 0], reduce, cohort.n_classes)[:, None]
     if kind == "class":
         label = (torch.from_numpy(p.classes)[:, None, None, None] * (1 - m)).to(torch.uint8)
     vessels = {"truth": fit(torch.from_numpy(p.label), native)[:, None]} if kind == "none" else {}
-    return {name: F.max_pool2d(whole[name], reduce) * (1 - m) for name in ("s_each", "s") if name in whole} | {
+    return {name: reduce_lines(whole[name], reduce, share) * (1 - m) for name in ("s_each", "s") if name in whole} | {
         "x": F.avg_pool2d(whole["x"], reduce),
         "present": torch.tensor([[k in p.images for k in cohort.modalities]]).repeat(n, 1), "m": m, "l": label,
         "s_full": whole["s"].to(torch.uint8), "m_full": whole["m"].to(torch.uint8),
@@ -202,7 +203,7 @@ def _write(
     """Fill the cache of one data set, whole or not at all."""
     about = {"name": ref.name, "real": cohort.real, "modalities": cohort.modalities, "label_kind": kind, "hash": digest,
              "n_classes": 1 if kind == "none" else cohort.n_classes, "patients": [f.name for f in facts_of(cohort.patients)],
-             "set_aside": cohort.set_aside}
+             "set_aside": cohort.set_aside, "line_share": LINE_SHARE.get(cohort.name, 0.0)}
     try:
         with whole_folder(path) as made:
             write_reduced(cohort, made, size, reduce, kind, **extraction)

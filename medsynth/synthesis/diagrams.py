@@ -29,6 +29,7 @@ EQUATIONS = {  # stage -> loss, as chapter 68 names it -> the thesis's equation
     "lines": {"lines loss": "(7)", "D_s loss": "(10)", "adversarial loss": "(11)", "outside loss": "(11)"},
     "one_step": {"G_m loss": "(6)", "reconstruction loss": "(7)", "D_z loss": "(8)", "code_adversarial loss": "(9)",
                  "D_s loss": "(10)", "adversarial loss": "(11)"},
+    "cells": {"squared_error": "(6)", "fit loss": "(7)"},
     "pretraining": {"pretraining_loss": "(18)"},
     "synthesis": {"critic loss": "(13)", "adversarial loss": "(14)", "modality loss": "(14)", "lesion loss": "(15)",
                   "registration loss": "(16)", "anchor loss": "(18)"},

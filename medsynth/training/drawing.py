@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'RIM_PX', 'map_size', 'latent_of', 'draw_maps', 'training_de
 import torch
 
 from ..core.random import normal
+from ..nets.vae import CellDecoder
 from ..structure.lesions import dilate
 from ..structure.mask import fill_holes
 from ..structure.pool import POOL_PX
@@ -22,24 +23,27 @@ def map_size(nets: dict) -> tuple[int, int]:  # (H, W)
 
 
 def latent_of(nets: dict) -> int:
-    """Return L, how long z is, of either structure generator."""
+    """Return L, how long z is, of any structure generator."""
     return nets["G_s" if "G_s" in nets else "vae"].latent
 
 
 @torch.no_grad()
 def draw_maps(
-    nets: dict,  # "vae", "flow", "refiner" and "G_m", or the one-step "G_s" and "G_m" (chapter 58)
+    nets: dict,  # "vae", "flow", "refiner" and "G_m", or "G_s" and "G_m" (chapter 58)
     z: torch.Tensor,  # (B, latent) ~ N(0, 1)
     noise: torch.Tensor | None = None,  # (B, 1, H, W) ~ N(0, 1) for the refiner; drawn from torch's generator when None
 ) -> tuple[torch.Tensor, torch.Tensor]:  # s_g, m_g (B, 1, H, W) of 0 and 1
-    """Draw structure maps and their masks from N(0, 1). Two steps: the organ's holes are filled, lines outside it dropped."""
+    """Draw structure maps and their masks from N(0, 1). But for the print's, holes are filled and lines outside dropped."""
     if "G_s" in nets:
         s = (nets["G_s"](z).sigmoid() > nets["G_s"].threshold).to(z)
-        return s, (nets["G_m"](s).sigmoid() > 0.5).to(z)
-    density = nets["vae"].decode(nets["flow"].inverse(z)).clamp(0, 1)
-    noise = torch.randn(len(z), 1, *map_size(nets)) if noise is None else noise
-    s = (nets["refiner"](density, noise.to(z)).sigmoid() > nets["refiner"].threshold).to(z)
-    m = fill_holes((nets["G_m"](s).sigmoid() > 0.5).to(z))
+    else:
+        density = nets["vae"].decode(nets["flow"].inverse(z)).clamp(0, 1)
+        noise = torch.randn(len(z), 1, *map_size(nets)) if noise is None else noise
+        s = (nets["refiner"](density, noise.to(z)).sigmoid() > nets["refiner"].threshold).to(z)
+    m = (nets["G_m"](s).sigmoid() > 0.5).to(z)
+    if "G_s" in nets and not isinstance(nets["G_s"], CellDecoder):
+        return s, m
+    m = fill_holes(m)
     return s * (1 - m), m
 
 # %% ../../nbs/57_drawing.ipynb #048f2c36

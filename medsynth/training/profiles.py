@@ -42,7 +42,7 @@ TASKS = {  # task -> its data sets with `reduce` per profile, its label (chapter
                    "layout": "chest_xray_224",
                    "patients": {"smoke": (18, 0), "demo": (150, 0), "gpu": (900, 0), "paper": (4000, 0)}},
     "low_dose_ct": {"label": "boxes", "data": {"phantom": _WINDOWS | {"smoke": 1}, "tianchi": _WINDOWS, "lidc_lungs": _WINDOWS},
-                    "layout": "tianchi", "patients": {"smoke": (6, 2), "demo": (48, 16), "gpu": (120, 40), "paper": (400, 40)}},
+                    "layout": "tianchi", "patients": {"smoke": (6, 2), "demo": (144, 48), "gpu": (240, 80), "paper": (400, 40)}},
 }
 
 # %% ../../nbs/61_profiles.ipynb #61prof013
@@ -78,20 +78,21 @@ def task_of(data: str) -> str:
 STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
     "smoke": {"processor": {"steps": 80, "width": 8}, "density": {"steps": 300, "width": 64, "latent": 8, "n_moved": 4},
               "lines": {"steps": 80, "width": 8, "n_moved": 4},
-              "one_step": {"steps": 60, "width": 8, "n_moved": 4}, "translator": {"steps": 30, "width": 8},
+              "one_step": {"steps": 60, "width": 8, "n_moved": 4}, "cells": {"steps": 40, "width": 8, "n_moved": 4},
+              "translator": {"steps": 30, "width": 8},
               "pretraining": {"steps": 100, "width": 8}, "synthesis": {"steps": 30, "width": 8},
               "lesion_judge": {"steps": 80, "width": 8}, "modality_judge": {"steps": 60, "width": 8},
               "classifier": {"steps": 80},
               "detector": {"steps": 40}, "detector_judge": {"steps": 40}, "features": {"steps": 60},
               "translation_judge": {"steps": 20, "width": 8, "n_cases": 32}},
     "demo": {"processor": {"steps": 1000}, "density": {"steps": 1500}, "lines": {"steps": 500}, "translator": {"steps": 400},
-             "one_step": {"steps": 450},
+             "one_step": {"steps": 450}, "cells": {"steps": 1000},
              "pretraining": {"steps": 500}, "synthesis": {"steps": 250}, "lesion_judge": {"steps": 1200},
              "modality_judge": {"steps": 600}, "classifier": {"steps": 600},
              "detector": {"steps": 600}, "detector_judge": {"steps": 800}, "features": {"steps": 1500},
              "translation_judge": {"steps": 200}},
     "gpu": {"processor": {"steps": 5000, "width": 32}, "density": {"steps": 8000}, "lines": {"steps": 8000, "width": 24},
-            "one_step": {"steps": 16000, "width": 32},
+            "one_step": {"steps": 16000, "width": 32}, "cells": {"steps": 16000, "width": 64},
             "translator": {"steps": 10000, "width": 32, "n_pairs": 12}, "pretraining": {"steps": 8000, "width": 32},
             "synthesis": {"steps": 10000, "width": 32, "n_pairs": 12}, "lesion_judge": {"steps": 5000, "width": 48},
             "modality_judge": {"steps": 2000}, "classifier": {"steps": 5000},
@@ -99,7 +100,7 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
             "translation_judge": {"steps": 5000, "width": 32}},
     "paper": {"processor": {"steps": 600000, "width": 64, "lr": 1e-5}, "density": {"steps": 100000},
               "lines": {"steps": 600000, "width": 48, "lr": 1e-5},
-              "one_step": {"steps": 600000, "width": 64, "lr": 1e-5},
+              "one_step": {"steps": 600000, "width": 64, "lr": 1e-5}, "cells": {"steps": 200000, "width": 96},
               "translator": {"steps": 600000, "width": 64, "lr": 1e-5, "n_pairs": 12},
               "pretraining": {"steps": 600000, "width": 64, "lr": 1e-5},
               "synthesis": {"steps": 600000, "width": 64, "lr": 1e-5, "n_pairs": 12},
@@ -112,8 +113,8 @@ STAGE_SETTINGS = {  # profile -> stage -> arguments of its class
 # %% ../../nbs/61_profiles.ipynb #61prof014
 SECONDS_PER_STEP = {  # measured at demo on 2 cores, for the estimates of --dry-run; other sizes are scaled from them
     "processor": 0.083, "density": 0.06, "lines": 0.28, "translator": 0.9, "pretraining": 0.17, "synthesis": 1.05,
-    "one_step": 0.25, "classifier": 0.06, "detector": 0.12, "detector_judge": 0.12, "lesion_judge": 0.06, "modality_judge": 0.1,
-    "features": 0.08, "translation_judge": 0.2}
+    "one_step": 0.25, "cells": 0.1, "classifier": 0.06, "detector": 0.12, "detector_judge": 0.12, "lesion_judge": 0.06,
+    "modality_judge": 0.1, "features": 0.08, "translation_judge": 0.2}
 OF_ONE_MODALITY = {"pretraining": 0.07, "synthesis": 0.3, "features": 0.05}  # the same, of the tasks beside the brain
 
 
@@ -136,8 +137,12 @@ def _painted(rows: dict[str, dict], **settings: float) -> dict[str, dict]:
     return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in rows.items()}
 
 
+_EYES = {name: row | {"synthesis": row.get("synthesis", {}) | {"structure": "cells"}} for name, row in _OF_ONE.items()}
+_EYES["demo"] |= {"cells": {"n_moved": 12}, "pretraining": {"steps": 2000}, "synthesis": {"steps": 120, "structure": "cells"}}
+
+
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _OF_ONE, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_LONGER),
+    "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_LONGER),
     "chest_xray": _painted(_LONGER, lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012

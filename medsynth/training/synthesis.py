@@ -205,7 +205,7 @@ class Synthesis:
         views: str = "shifted", r1: float = 0.0,  # how D sees images (chapter 34), its slope's weight; "none" is the thesis's
         fake_classes: bool = False, class_loss: str = "index",  # True is the thesis's (D7); or "cross-entropy" (D9)
         output: str = "softmax", summed_pairs: bool = False,  # of planes in (15); True: (16) sums over k - 1 partners, as printed
-        label_input: bool = True, structure: str = "two_step",  # as in (18) (D6); "one_step" is the thesis's (D36; chapter 55)
+        label_input: bool = True, structure: str = "two_step",  # as in (18) (D6); "one_step" (D36), "cells": chapter 58
         source: str = "fused", label_filter: bool = True,  # of G, one of INPUTS; Algorithm 4 (ablation rows A to F, D13)
         **weights: float,  # changes to WEIGHTS
     ):

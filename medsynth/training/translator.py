@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/53_translator.ipynb #b537200c
 def draw_pairs(k: int, n_pairs: int) -> torch.Tensor:  # (P, 2) rows (i, j), i != j
-    """Draw ordered pairs without repetition from torch's generator; all k (k - 1) when n_pairs is that many or more."""
-    pairs = torch.tensor([(i, j) for i in range(k) for j in range(k) if i != j])
-    return pairs[torch.randperm(len(pairs))[:n_pairs]]
+    """Draw ordered pairs by torch's generator, each as likely as another; all k (k - 1) when n_pairs is that many or more."""
+    pairs = sorted(((i, j) for i in range(k) for j in range(k) if i != j), key=lambda p: max(p[0], k - 1 - p[1]))
+    return torch.randperm(k)[torch.tensor(pairs[:n_pairs])]
 
 
 def once_each(x: torch.Tensor, modality: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

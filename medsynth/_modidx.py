@@ -1626,6 +1626,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                               'medsynth.training.processors.reading_grid': ( 'processors.html#reading_grid',
                                                                                              'medsynth/training/processors.py')},
             'medsynth.training.profiles': { 'medsynth.training.profiles.Scale': ('profiles.html#scale', 'medsynth/training/profiles.py'),
+                                            'medsynth.training.profiles._by_cells': ( 'profiles.html#_by_cells',
+                                                                                      'medsynth/training/profiles.py'),
                                             'medsynth.training.profiles._painted': ( 'profiles.html#_painted',
                                                                                      'medsynth/training/profiles.py'),
                                             'medsynth.training.profiles.scale_of': ( 'profiles.html#scale_of',

@@ -137,12 +137,16 @@ def _painted(rows: dict[str, dict], **settings: float) -> dict[str, dict]:
     return {name: row | {"synthesis": row.get("synthesis", {}) | settings} for name, row in rows.items()}
 
 
-_EYES = {name: row | {"synthesis": row.get("synthesis", {}) | {"structure": "cells"}} for name, row in _OF_ONE.items()}
-_EYES["demo"] |= {"cells": {"n_moved": 12}, "pretraining": {"steps": 2000}, "synthesis": {"steps": 120, "structure": "cells"}}
+def _by_cells(rows: dict[str, dict], steps: int) -> dict[str, dict]:
+    """Draw maps with a code a cell (chapter 58); `steps` of the last stage at demo."""
+    rows = {name: row | {"synthesis": row.get("synthesis", {}) | {"structure": "cells"}} for name, row in rows.items()}
+    return rows | {"demo": rows["demo"] | {"cells": {"n_moved": 12}, "synthesis": rows["demo"]["synthesis"] | {"steps": steps}}}
 
 
+_EYES = {name: row | {"cells": row.get("cells", {}) | {"outline": True}} for name, row in _by_cells(_OF_ONE, 60).items()}
+_EYES["demo"]["pretraining"] = {"steps": 2000}
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
-    "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_LONGER),
+    "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_by_cells(_OF_ONE, 300)),
     "chest_xray": _painted(_LONGER, lesion=0.5)}  # of (15) by cross-entropy, public code
 
 # %% ../../nbs/61_profiles.ipynb #61prof012

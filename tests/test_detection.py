@@ -294,7 +294,7 @@ def test_lines_on_vessels_and_off() -> None:
     x, m, s = torch.full((3, 1, 64, 64), 0.5), torch.zeros(3, 1, 64, 64), torch.zeros(3, 1, 64, 64)
     s[..., 30, :] = 1
     x[0, :, 30], x[1, :, 31], x[2, :, 30] = 0.2, 0.2, 0.8
-    on, beside, bright = line_auc(x, s, m).tolist()
+    on, beside, bright = line_auc(x, s, m, 1).tolist()
     assert on > 0.96 and beside > 0.96 and bright < 0.1
     assert line_auc(x, s, m, near_px=0).tolist()[1] < 0.5 and line_auc(torch.full_like(x, 0.5), s, m).tolist() == [0.5] * 3
 

@@ -249,7 +249,8 @@ def test_what_synthetic_images_add(name: str, columns: tuple[str, ...], reproduc
     assert int(ours["real"]["synthetic_images"]) == 0 == int(ours["synthetic"]["real_images"])
     gain = ours["real + synthetic, less real"]
     assert all(gain[c].rpartition(", ")[2] in ("apart", "not apart", "undecided") for c in columns)
-    assert len(said["steps"]) == {"table_6": 4, "table_7": 6, "table_8": 5}[name] and "PHANTOM. The thesis's claim" in said["note"]
+    assert len(said["steps"]) == {"table_6": 4, "table_7": 6, "table_8": 5}[name]
+    assert "PHANTOM. The thesis's claim" in said["note"]
     assert "weak readers" not in said["note"] or not any(v in said["note"] for v in ("(borne out)", "(contradicted)"))
     assert sum("quoted" in r["source"] for r in rows) == {"table_6": 12, "table_7": 4, "table_8": 6}[name]
     assert not said["shows_real_images"] and (folder / f"{name}.png").exists()

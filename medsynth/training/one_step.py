@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..core.random import draw_rows, gathered
+from ..core.random import draw_rows
 from ..losses.adversarial import code_adversary_loss, code_critic_loss, code_kl_loss, code_moments_loss, map_critic_loss
-from ..losses.reconstruction import map_adversary_loss, map_reconstruction_loss, mask_loss, squared_error
+from ..losses.reconstruction import map_adversary_loss, map_reconstruction_loss, mask_loss
 from ..nets.blocks import initialise
 from ..nets.critics import Critic
 from ..nets.unet import UNet
@@ -24,7 +24,7 @@ from ..show import Picture
 from ..structure.pool import draw_batch, map_pool
 from ..structure.slices import Slices
 from .loop import descend, set_lr
-from .structure import map_grid
+from .structure import follow_share, map_grid, mask_step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -177,14 +177,6 @@ def cell_step(stage: Cells, t: int) -> dict[str, float]:
     terms, logits = cell_terms(stage.nets, s)
     warm = min(1.0, 0.1 + 2 * t / stage.steps)
     descend(stage.fabric, stage.optimisers["made"], (terms["fit"] + warm * terms["kl"] + terms["code"]) / s[0].numel())
-    with torch.no_grad():
-        drawn = gathered(logits.sigmoid()).flatten()
-        wanted = torch.quantile(drawn[:: max(1, drawn.numel() // 10**6)], 1 - gathered(s).mean().to(drawn))
-        stage.nets["G_s"].threshold.lerp_(wanted, 0.05)
+    follow_share(stage.nets["G_s"].threshold, logits.sigmoid(), s)
     numbers = {n: v.item() for n, v in terms.items()} | {"threshold": stage.nets["G_s"].threshold.item()}
-    if t % 4 == 0:
-        few = max(1, len(s) // 4)
-        loss = squared_error(stage.nets["G_m"](s[:few]).sigmoid(), m[:few])
-        descend(stage.fabric, stage.optimisers["G_m"], loss)
-        numbers["mask"] = loss.item()
-    return numbers
+    return numbers | (mask_step(stage, s, m) if t % 4 == 0 else {})

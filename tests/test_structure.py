@@ -11,7 +11,7 @@ from medsynth.core.random import generator
 from medsynth.data import batches
 from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
-from medsynth.structure import edges, extraction, fusion, lesions, mask, slices, whole
+from medsynth.structure import edges, extraction, fusion, lesions, mask, pool, slices, whole
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,17 @@ def test_median_of_any_box(image: torch.Tensor) -> None:
     for size in (1, 3, 9, 15, 17, 31):
         expected = ndimage.median_filter(binary[0, 0].numpy(), size, mode="nearest")
         assert np.array_equal(edges.median(binary, size)[0, 0].numpy(), expected), size
+
+
+def test_an_aperture_stays_where_it_is_and_what_it_shows_moves() -> None:
+    """Copies of a disc keep their outline to a pixel and their spokes touch it; an organ's outline moves, a turn moves both."""
+    y, x = torch.meshgrid(torch.arange(96.0) - 47.5, torch.arange(96.0) - 47.5, indexing="ij")
+    m = (x.hypot(y) > 42).float().expand(16, 1, -1, -1)
+    spokes = ((y.abs() < 2) | ((x - y).abs() < 3)).float() * (1 - m)
+    torch.manual_seed(0)
+    s, held = pool.move_maps(spokes, m, turn=0.0, aperture=True)
+    assert (held != m).float().mean() < 0.005 and (s != spokes).float().mean() > 0.01 and not (s * held).any()
+    outermost = s * (x.hypot(y) > 40.5)  # two bars, four ends
+    assert all(n >= 4 for n in (ndimage.label(one[0].numpy())[1] for one in outermost))
+    torch.manual_seed(0)
+    assert (pool.move_maps(spokes, m, turn=0.0)[1] != m).float().mean() > 0.03

@@ -598,7 +598,7 @@ def test_codes_of_cells_learn_maps_and_draw_them() -> None:
     assert torch.equal(s, again) and s.shape == (8, 1, 48, 40) and not (s * m).any() and 0 < s.mean() < 0.9
     with torch.no_grad():
         assert torch.allclose(stage.nets["G_s"](z[2:3]), stage.nets["G_s"](z)[2:3], atol=1e-4)
-    stage.nets["G_s"].outline.fill_(True)
+    stage.nets["G_s"].aperture.fill_(True)
     closed, same = draw_maps(stage.nets, z)
     ring = dilate(m, 1) * (1 - m)
     assert torch.equal(same, m) and ring.any() and torch.equal(closed, torch.maximum(s, ring))

@@ -200,7 +200,7 @@ class CellPrior(nn.Module):
 class CellDecoder(nn.Module):
     """G_s of codes of cells, with their prior."""
 
-    def __init__(self, size: tuple[int, int], channels: int = 6, width: int = 32, outline: bool = False):
+    def __init__(self, size: tuple[int, int], channels: int = 6, width: int = 32, aperture: bool = False):
         super().__init__()
         w, self.size, self.cells = width, size, (channels, *(n // CELL_PX for n in size))
         self.latent, self.prior = math.prod(self.cells), CellPrior(channels, self.cells[1:])
@@ -211,7 +211,7 @@ class CellDecoder(nn.Module):
                                  nn.Conv2d(w, 4, 3, 1, 1), nn.PixelShuffle(2))
         initialise(self.net)
         self.register_buffer("threshold", torch.tensor(0.5))  # at which lines cover as much as in real maps
-        self.register_buffer("outline", torch.tensor(outline))  # whether the organ's outline is drawn over (chapter 57)
+        self.register_buffer("aperture", torch.tensor(aperture))  # whether the outline is the camera's: drawn over (chapter 57)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Decode codes (B, C, H/8, W/8) to line logits (B, 1, H, W)."""

@@ -15,6 +15,23 @@ from .edges import reduce_lines
 from .slices import Slices
 
 # %% ../../nbs/26_pool.ipynb #6a79664f
+def _affine(
+    side: torch.Tensor, angle: torch.Tensor, stretch: torch.Tensor, offset: torch.Tensor, shape: torch.Size
+) -> torch.Tensor:
+    """Return where each pixel of (B, 1, H, W) comes from, (B, H, W, 2), when flipped (side -1), turned, stretched and shifted."""
+    aspect = shape[2] / shape[3]
+    theta = torch.stack([
+        torch.stack([side * angle.cos() * stretch[:, 0], -angle.sin() * stretch[:, 1] * aspect, offset[:, 0]], 1),
+        torch.stack([side * angle.sin() * stretch[:, 0] / aspect, angle.cos() * stretch[:, 1], offset[:, 1]], 1)], 1)
+    return F.affine_grid(theta, shape, align_corners=False)
+
+
+def _depth(m: torch.Tensor) -> torch.Tensor:
+    """Say how far within the organ a pixel lies: 0 at its outline, 1 from an eighth of the image's side in (B, 1, H, W)."""
+    inside = F.avg_pool2d(1 - m, max(m.shape[3] // 48, 1))
+    return F.interpolate((2 * F.avg_pool2d(inside, 13, 1, 6) - 1).clamp(min=0), m.shape[2:], mode="bilinear")
+
+# %% ../../nbs/26_pool.ipynb #26pool002
 def move_maps(
     s: torch.Tensor,  # (B, 1, H, W) of 0 and 1, full resolution
     m: torch.Tensor,  # (B, 1, H, W)
@@ -22,20 +39,21 @@ def move_maps(
     zoom: float = 0.08,  # per axis
     shift: float = 0.04,  # of half the side
     bend: float = 0.02,  # of half the side, standard deviation of a 5x5 lattice
+    aperture: bool = False,  # True: the outline is the camera's, not the organ's; it is flipped and turned, no more
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip, turn, stretch, shift and bend maps with their masks; draws from torch's generator."""
-    n, (h, w) = len(s), s.shape[2:]
+    n = len(s)
     angle, stretch = turn * (2 * torch.rand(n) - 1), 1 + zoom * (2 * torch.rand(n, 2) - 1)
-    offset, side, aspect = shift * (2 * torch.rand(n, 2) - 1), torch.where(torch.rand(n) < 0.5, -1.0, 1.0), h / w
-    theta = torch.stack([
-        torch.stack([side * angle.cos() * stretch[:, 0], -angle.sin() * stretch[:, 1] * aspect, offset[:, 0]], 1),
-        torch.stack([side * angle.sin() * stretch[:, 0] / aspect, angle.cos() * stretch[:, 1], offset[:, 1]], 1)], 1)
-    lattice = F.interpolate(bend * torch.randn(n, 2, 5, 5), (h, w), mode="bicubic", align_corners=True)
-    where = F.affine_grid(theta, s.shape, align_corners=False) + lattice.permute(0, 2, 3, 1)
+    offset, side = shift * (2 * torch.rand(n, 2) - 1), torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    lattice = F.interpolate(bend * torch.randn(n, 2, 5, 5), s.shape[2:], mode="bicubic", align_corners=True)
+    where = _affine(side, angle, stretch, offset, s.shape) + lattice.permute(0, 2, 3, 1)
+    if aperture:
+        turned = _affine(side, angle, torch.ones(n, 2), torch.zeros(n, 2), s.shape)
+        where = turned.lerp(where, F.grid_sample(_depth(m), turned, align_corners=False).permute(0, 2, 3, 1))
     moved = F.grid_sample(torch.cat([s, 1 - m], 1), where.to(s), align_corners=False)
     return (moved[:, :1] > 0.5).to(s), (moved[:, 1:] <= 0.5).to(s)
 
-
+# %% ../../nbs/26_pool.ipynb #26pool003
 def reduce_maps(s: torch.Tensor, m: torch.Tensor, factor: int, share: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Reduce maps: a cell is line as reduce_lines says, background if most of it is."""
     m = (F.avg_pool2d(m, factor) > 0.5).to(m)
@@ -46,6 +64,7 @@ def map_pool(
     slices: Slices,  # training side
     seed: int,
     n_moved: int,  # moved copies of every map
+    aperture: bool = False,  # as for move_maps
 ) -> tuple[torch.Tensor, torch.Tensor]:  # s, m (N (n_moved + 1), 1, H, W) bytes
     """Gather the training maps and moved copies of them."""
     factor = slices.s_full.shape[-1] // slices.s.shape[-1]
@@ -54,7 +73,7 @@ def map_pool(
         torch.manual_seed(key(seed, "map pool"))
         for _ in range(n_moved):
             for s, m in zip(slices.s_full.split(64), slices.m_full.split(64), strict=True):
-                pool.append(reduce_maps(*move_maps(s.float(), m.float()), factor, slices.line_share))
+                pool.append(reduce_maps(*move_maps(s.float(), m.float(), aperture=aperture), factor, slices.line_share))
     return tuple(torch.cat([p[i].to(torch.uint8) for p in pool]) for i in (0, 1))
 
 

@@ -44,7 +44,7 @@ def draw_maps(
     if "G_s" in nets and not isinstance(nets["G_s"], CellDecoder):
         return s, m
     m = fill_holes(m)
-    if "G_s" in nets and nets["G_s"].outline:
+    if "G_s" in nets and nets["G_s"].aperture:
         s = torch.maximum(s, dilate(m, 1))
     return s * (1 - m), m
 

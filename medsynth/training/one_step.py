@@ -144,11 +144,11 @@ class Cells:
         mask_width: int = 8,
         lr: float = 2e-3,
         n_moved: int = 24,
-        outline: bool = False,  # True: the organ's outline is drawn over (chapter 57)
+        aperture: bool = False,  # True: the outline is the camera's; copies keep it (chapter 26), it is drawn over (57)
     ):
         self.data, self.seed, self.n_moved, self.fabric = slices.side("maps").to(fabric.device), seed, n_moved, fabric
-        self.batch, self.steps, self.lr, self.below = batch, steps, lr, {}
-        nets = {"E_s": CellEncoder(channels, width), "G_s": CellDecoder(slices.size, channels, width, outline),
+        self.batch, self.steps, self.lr, self.aperture, self.below = batch, steps, lr, aperture, {}
+        nets = {"E_s": CellEncoder(channels, width), "G_s": CellDecoder(slices.size, channels, width, aperture),
                 "G_m": UNet(1, 1, mask_width, norm="none")}
         self.nets = {n: net.to(fabric.device) for n, net in nets.items()}
         made = [p for name in ("E_s", "G_s") for p in self.nets[name].parameters()]
@@ -158,7 +158,7 @@ class Cells:
     @cached_property
     def pool(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the training maps and moved copies, when first asked for."""
-        return map_pool(self.data, self.seed, self.n_moved)
+        return map_pool(self.data, self.seed, self.n_moved, self.aperture)
 
     def step(self, t: int) -> dict[str, float]:
         """Train E_s, G_s and their prior, and every fourth step G_m."""

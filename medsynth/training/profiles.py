@@ -143,7 +143,7 @@ def _by_cells(rows: dict[str, dict], steps: int) -> dict[str, dict]:
     return rows | {"demo": rows["demo"] | {"cells": {"n_moved": 12}, "synthesis": rows["demo"]["synthesis"] | {"steps": steps}}}
 
 
-_EYES = {name: row | {"cells": row.get("cells", {}) | {"outline": True}} for name, row in _by_cells(_OF_ONE, 60).items()}
+_EYES = {name: row | {"cells": row.get("cells", {}) | {"aperture": True}} for name, row in _by_cells(_OF_ONE, 60).items()}
 _EYES["demo"]["pretraining"] = {"steps": 2000}
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
     "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_by_cells(_OF_ONE, 300)),

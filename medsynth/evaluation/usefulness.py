@@ -221,7 +221,9 @@ def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Nu
     """Draw every row of a table as bars with 95% intervals, the last published numbers as diamonds."""
     kind = TASKS[request.task]["label"]
     columns, width = claimed(kind), max(4.5, 2.6 * len(claimed(kind)) + 1)
-    fig = Picture(figsize=(width, 3))
+    text = fitted(caption, width, 7)
+    under = 0.6 + 0.14 * (text.count("\n") + 1)  # inches
+    fig = Picture(figsize=(width, under + 2.6))
     for ax, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         of = [estimate_of(rows[column]) for rows in numbers.values()]
         ends = [(e.value, e.value) if e.low is None or e.high is None else (e.low, e.high) for e in of]
@@ -234,8 +236,8 @@ def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Nu
         ax.set_title(column, fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images", fontsize=9)
-    fig.text(0.01, 0.01, fitted(caption, width, 7), fontsize=7, va="bottom")
-    fig.subplots_adjust(left=0.08, right=0.99, top=0.82, bottom=0.45, wspace=0.25)
+    fig.text(0.01, 0.01, text, fontsize=7, va="bottom")
+    fig.subplots_adjust(left=0.08, right=0.99, top=1 - 0.55 / (under + 2.6), bottom=under / (under + 2.6), wspace=0.25)
     return fig

@@ -259,3 +259,4 @@ def test_an_aperture_stays_where_it_is_and_what_it_shows_moves() -> None:
     assert all(n >= 4 for n in (ndimage.label(one[0].numpy())[1] for one in outermost))
     torch.manual_seed(0)
     assert (pool.move_maps(spokes, m, turn=0.0)[1] != m).float().mean() > 0.03
+    assert pool.move_maps(spokes.to("meta"), m.to("meta"), aperture=True)[0].is_meta  # as on a GPU, which holds the maps

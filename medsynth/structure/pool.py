@@ -46,11 +46,11 @@ def move_maps(
     angle, stretch = turn * (2 * torch.rand(n) - 1), 1 + zoom * (2 * torch.rand(n, 2) - 1)
     offset, side = shift * (2 * torch.rand(n, 2) - 1), torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
     lattice = F.interpolate(bend * torch.randn(n, 2, 5, 5), s.shape[2:], mode="bicubic", align_corners=True)
-    where = _affine(side, angle, stretch, offset, s.shape) + lattice.permute(0, 2, 3, 1)
+    where = (_affine(side, angle, stretch, offset, s.shape) + lattice.permute(0, 2, 3, 1)).to(s)
     if aperture:
-        turned = _affine(side, angle, torch.ones(n, 2), torch.zeros(n, 2), s.shape)
+        turned = _affine(side, angle, torch.ones(n, 2), torch.zeros(n, 2), s.shape).to(s)
         where = turned.lerp(where, F.grid_sample(_depth(m), turned, align_corners=False).permute(0, 2, 3, 1))
-    moved = F.grid_sample(torch.cat([s, 1 - m], 1), where.to(s), align_corners=False)
+    moved = F.grid_sample(torch.cat([s, 1 - m], 1), where, align_corners=False)
     return (moved[:, :1] > 0.5).to(s), (moved[:, 1:] <= 0.5).to(s)
 
 # %% ../../nbs/26_pool.ipynb #26pool003

@@ -130,7 +130,7 @@ def reduced_patient(
         "present": torch.tensor([[k in p.images for k in cohort.modalities]]).repeat(n, 1), "m": m, "l": label,
         "s_full": whole["s"].to(torch.uint8), "m_full": whole["m"].to(torch.uint8),
         "patient": torch.full((n,), number), "test": torch.full((n,), p.name in cohort.test)} | {
-        name: F.max_pool2d(v.float(), reduce).to(torch.uint8) for name, v in vessels.items()}
+        name: reduce_lines(v.float(), reduce, share).to(torch.uint8) for name, v in vessels.items()}
 
 # %% ../../nbs/25_slices.ipynb #7a645840
 def labels_of(part: dict[str, torch.Tensor], kind: str) -> torch.Tensor:  # (M, H, W) uint8; for classes (M, 1, 1)

@@ -70,7 +70,8 @@ def draw_block(nets: dict, seed: int, records: list[int], t: int) -> dict[str, t
     device = next(nets["G_m"].parameters()).device
     suffix = f" try {t}" if t else ""
     z = normal(seed, "z" + suffix, records, (latent_of(nets),)).to(device)
-    s, m = draw_maps(nets, z, normal(seed, "refiner" + suffix, records, (1, *map_size(nets))))
+    noise = None if "G_s" in nets else normal(seed, "refiner" + suffix, records, (1, *map_size(nets)))
+    s, m = draw_maps(nets, z, noise)
     return {"z": z, "s": s, "m": m}
 
 

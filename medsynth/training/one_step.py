@@ -93,7 +93,7 @@ class OneStep:
         return map_pool(self.data, self.seed, self.n_moved)
 
     def step(self, t: int) -> dict[str, float]:
-        """Train G_m, D_z and D_s, then E_s and G_s."""
+        """Train E_s and G_s, then D_z, D_s and G_m."""
         return one_step(self, t)
 
     def picture(self) -> Picture:
@@ -102,7 +102,7 @@ class OneStep:
 
 # %% ../../nbs/58_one_step.ipynb #79ae3975
 def one_step(stage: OneStep, t: int) -> dict[str, float]:
-    """Train D_z (8), D_s (10) and G_m (6), then E_s and G_s (7), (9), (11)."""
+    """Train E_s and G_s (7), (9), (11), then D_z (8), D_s (10) and G_m (6)."""
     for optimiser in stage.optimisers.values():
         set_lr(optimiser, stage.lr, t, stage.steps, stage.lr_decay)
     nets, (s, m) = stage.nets, draw_batch(stage.pool, stage.batch)

@@ -2,6 +2,7 @@
 import importlib.util
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conftest import real_folder
 from medsynth.data.ct_scans import draw_findings, place_nodule
 from medsynth.data.fundus import read_photograph
 from medsynth.data.lung_ct import fill_boxes
-from medsynth.evaluation.truths import class_hits, lowest_accuracy
+from medsynth.evaluation.truths import class_hits, class_row, lowest_accuracy
 from medsynth.losses.guidance import (
     class_guidance_loss,
     detector_loss,
@@ -434,4 +435,19 @@ def test_class_hits_by_hand() -> None:
     torch.nn.init.eye_(net[1].weight)
     x = torch.tensor([[3.0, 0, 0], [0, 3, 0], [3, 0, 0], [3, 0, 0], [3, 0, 0]]).view(5, 3, 1, 1)
     hits = class_hits(net, x, torch.tensor([0, 1, 1, 1, 1]))
-    assert lowest_accuracy(hits, 2) == 0.25 and lowest_accuracy(hits[:1], 1) == 1 and np.isnan(lowest_accuracy(hits, 3))
+    assert lowest_accuracy(hits, (0, 1)) == 0.25 and lowest_accuracy(hits, (0,)) == 1 and np.isnan(lowest_accuracy(hits, (0, 2)))
+
+
+def test_a_class_that_the_judge_does_not_know_has_no_say() -> None:
+    """Real films of class 2 are told in half the cases, so that synthetic ones need not be; without a known class, no verdict."""
+    film = torch.eye(3).view(3, 3, 1, 1)
+    test = SimpleNamespace(n_classes=3, x=film[[0, 1, 2, 0]], l=torch.tensor([0, 1, 2, 2]).view(4, 1, 1, 1))
+    court = SimpleNamespace(lesion=[torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 3, bias=False))], test=test,
+                            patients=[np.array([i]) for i in range(4)])
+    torch.nn.init.eye_(court.lesion[0][1].weight)
+    drawn = {"x": film[[0, 1, 0]], "label": torch.tensor([0, 1, 2]).view(3, 1, 1, 1)}
+    subject = SimpleNamespace(sets=[drawn], has=lambda *_: True)
+    row = class_row(court, subject)
+    assert row.value.value == 1 and "reached" in row.verdict and "class 2 0.00 / 0.50, judge weak" in row.note
+    test.x = film[[1, 0, 0, 0]]
+    assert class_row(court, subject).verdict == "judge weak"

@@ -7,10 +7,11 @@ the other data sets beside GAN#, and what their images look like."""
 __all__ = ['BOX_PX', 'CROPS', 'QUOTED_ROWS', 'REPORTED', 'OTHERS', 'RIVAL', 'COLUMNS', 'LEAST_ALIKE', 'lesion_boxes', 'box_crops',
            'with_lesion', 'cropped_court', 'crop_numbers', 'crop_rows', 'quoted_crop_rows', 'scales_of', 'crop_verdict',
            'filled', 'quoted_rows', 'sides_of', 'set_numbers', 'against_gan', 'set_rows', 'exact_numbers', 'line_share',
-           'seen', 'gallery', 'gallery_caption']
+           'seen', 'of_each', 'gallery', 'gallery_caption']
 
 # %% ../../nbs/97_crops.ipynb #cd1a0003
 from dataclasses import asdict, replace
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -238,30 +239,39 @@ def seen(x: torch.Tensor, kind: str) -> list:  # (N, C, H, W) to N images as the
     return [v[len(v) // 2] if kind == "boxes" else panels(v, 1)[0] for v in x]
 
 
+def of_each(classes: list[int], n: int) -> list[int]:
+    """Choose n cases, the first ones of every class in turn."""
+    rows = [[i for i, c in enumerate(classes) if c == k] for k in sorted(set(classes))]
+    return [i for turn in zip_longest(*rows) for i in turn if i is not None][:n]
+
+# %% ../../nbs/97_crops.ipynb #97cro102
 def gallery(requests: list[Request], title: str, n: int = 6) -> tuple[Picture, dict]:  # the picture, and lines' share by task
-    """Draw n cases of each task as they came: map, fused map, image; under them images of GAN#."""
+    """Draw the first n cases of each task, of films the first of each class: map, fused map, image; under them images of GAN#."""
     rows, names, shares, columns = [], [], {}, [f"case {i}" for i in range(n)]
     for r in requests:
         slices = load_slices(r.data, r.profile, r.recipe)
-        c = synthesise_all(open_painter(r.task, r.data, r.recipe, r.profile, r.seed), CASE_SEED, n)
         gan, kind, test = gan_subject(r, slices.modalities, slices.size, n), slices.label_kind, slices.side("test")
+        c = synthesise_all(open_painter(r.task, r.data, r.recipe, r.profile, r.seed), CASE_SEED, 8 * n if kind == "class" else n)
+        if kind == "class":
+            classes = class_of(c["label"]).tolist()
+            rows_of_each = of_each(classes, n)
+            c, columns = {k: v[rows_of_each] for k, v in c.items()}, [f"{i}: {KINDS[classes[i]]}" for i in rows_of_each]
         drawn = {"s_g": [v[0] for v in c["s"]], "s'": [v[0] for v in c["fused"]], "x_g": seen(c["x"], kind),
                  "GAN#": seen(gan.sets[0]["x"], kind)}
         if kind == "boxes":
             asked = frames(boxes_of(c["label"]), slices.size)[:, 0]
             drawn["x_g"] = [paint_label(a, v) for a, v in zip(asked, drawn["x_g"], strict=True)]
-        if kind == "class":
-            columns = [f"{i}: {KINDS[k]}" for i, k in enumerate(class_of(c["label"]).tolist())]
         rows += drawn.values()
         names += [f"{r.task} {name}" if len(requests) > 1 else name for name in drawn]
         shares[r.task] = {"generated": line_share(c["s"], c["m"]), "held_out": line_share(test.s, test.m)}
     return grid(rows, columns, names, title=title, caption=gallery_caption(requests, slices, shares, n), size_in=1.2), shares
 
-
+# %% ../../nbs/97_crops.ipynb #97cro103
 def gallery_caption(requests: list[Request], slices: Slices, shares: dict[str, dict[str, float]], n: int) -> str:
     """Word what a reader must know."""
     first, trained = requests[0], f"real images of {slices.name}" if slices.real else "the PHANTOM"
     said = "; ".join(f"{t} {v['generated']:.0%} (held-out {v['held_out']:.0%})" for t, v in shares.items())
-    return (f"{'' if slices.real else 'PHANTOM. '}Cases 0 to {n - 1}, not chosen, and GAN#'s first images; trained on {trained}, "
+    cases = "The first cases of each class" if slices.label_kind == "class" else f"Cases 0 to {n - 1}"
+    return (f"{'' if slices.real else 'PHANTOM. '}{cases}, not chosen, and GAN#'s first images; trained on {trained}, "
             f"profile {first.profile}, seed {first.seed}. Lines cover of the organ: {said}. No real image is shown; the thesis's "
             "other methods are quoted there and not shown.")

@@ -237,7 +237,7 @@ def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Nu
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images", fontsize=9)
+    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images{'; untrained: ' * (kind in UNTRAINED)}{UNTRAINED.get(kind, '')}", fontsize=9)
     fig.text(0.01, 0.01, text, fontsize=7, va="bottom")
     fig.subplots_adjust(left=0.08, right=0.99, top=1 - 0.55 / (under + 2.6), bottom=under / (under + 2.6), wspace=0.25)
     return fig

@@ -212,9 +212,10 @@ def usefulness_note(request: Request, numbers: dict[str, dict[str, Number]], gai
     slices, alone = load_slices(request.data, request.profile, request.recipe), gains["synthetic"]
     parts = [f"{name} {signed(alone[name])} ({APART[alone[name].apart]})" for name in alone if name in claimed(slices.label_kind)]
     steps = reader_plan(request.task, request.data, request.recipe, request.profile, request.seed)[0].params["settings"]["steps"]
+    untrained = f"; untrained: {UNTRAINED[slices.label_kind]}" if slices.label_kind in UNTRAINED else ""
     claim = f"{'' if slices.real else 'PHANTOM. '}{claim_said(request, numbers, gains)}"
     return (f"{claim}. Synthetic alone less real alone: {', '.join(parts)}. {steps} steps a reader; differences are paired over "
-            "seeds and test patients")
+            f"seeds and test patients{untrained}")
 
 # %% ../../nbs/99_usefulness.ipynb #99use021
 def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Number]], caption: str) -> Picture:
@@ -237,7 +238,7 @@ def usefulness_bars(name: str, request: Request, numbers: dict[str, dict[str, Nu
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images{'; untrained: ' * (kind in UNTRAINED)}{UNTRAINED.get(kind, '')}", fontsize=9)
+    fig.suptitle(f"{name.replace('_', ' ').capitalize()}: readers of real, of both, of synthetic images", fontsize=9)
     fig.text(0.01, 0.01, text, fontsize=7, va="bottom")
     fig.subplots_adjust(left=0.08, right=0.99, top=1 - 0.55 / (under + 2.6), bottom=under / (under + 2.6), wspace=0.25)
     return fig

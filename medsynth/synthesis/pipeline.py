@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..core.random import uniform
+from ..core.random import normal, uniform
 from ..core.runs import Run, load_checkpoint
 from ..data.batches import DataRef
 from ..nets.critics import Critic
@@ -25,7 +25,7 @@ from ..structure.slices import Slices
 from ..structure.whole import redraw
 from ..training.drawing import draw_block, training_delta
 from ..training.loop import frozen
-from ..training.painting import paint
+from ..training.painting import n_tones, paint
 from ..training.synthesis import each_modality
 from ..training.tasks import build, finish, plan, slices_for
 
@@ -141,7 +141,9 @@ def draw_chunk(
         drawn |= {"label_tries": torch.ones_like(drawn["map_tries"]), "accepted": drawn["cut_px"] == 0}
     s = s * (1 - (lesion_in(label, painter.label_kind) > 0).to(s))
     noise = uniform(seed, "z'", records, (1, *painter.size), Z_LOW, Z_HIGH).to(device)
-    x = paint(painter.generator, s, m, label, noise, painter.n_classes, len(painter.modalities), **painter.fed)
+    n = n_tones(painter.generator, painter.n_classes)
+    tone = normal(seed, "tone", records, (n,)).to(device) if n else None
+    x = paint(painter.generator, s, m, label, noise, painter.n_classes, len(painter.modalities), **painter.fed, tone=tone)
     drawn |= {"s": s, "fused": fuse_noise(s, m, noise), "label": label, "x": x} | score_cases(painter, x, label)
     return {n: v.cpu() for n, v in drawn.items()}
 

@@ -143,8 +143,10 @@ def _by_cells(rows: dict[str, dict], steps: int) -> dict[str, dict]:
     return rows | {"demo": rows["demo"] | {"cells": {"n_moved": 12}, "synthesis": rows["demo"]["synthesis"] | {"steps": steps}}}
 
 
-_EYES = {name: row | {"cells": row.get("cells", {}) | {"aperture": True}} for name, row in _by_cells(_OF_ONE, 60).items()}
-_EYES["demo"]["pretraining"] = {"steps": 2000}
+_OF_EYES = {"cells": {"aperture": True}, "pretraining": {"toned": True}}
+_EYES = {name: row | {stage: row.get(stage, {}) | more for stage, more in _OF_EYES.items()}
+         for name, row in _by_cells(_OF_ONE, 120).items()}
+_EYES["demo"]["pretraining"]["steps"] = 2000
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
     "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_by_cells(_OF_ONE, 300)),
     "chest_xray": _painted(_LONGER, lesion=0.5)}  # of (15) by cross-entropy, public code
@@ -162,7 +164,7 @@ RECIPES = {  # recipe -> stage, or data -> named arguments
                       "jittered": False, "lr_decay": False},
         "translator": {**_PLANES, **_ADVERSARIES, "critic_weights": (5.0, 3.0, 5.0), "cycle": 20.0, "supervised": 20.0,
                        "adversarial": 3.0, "modality": 5.0, "lr_decay": False},
-        "pretraining": {**_PLANES, "focus": "mask", "own_maps": True, "lr_decay": False},  # D29, D34
+        "pretraining": {**_PLANES, "focus": "mask", "own_maps": True, "toned": False, "lr_decay": False},  # D29, D34
         "synthesis": {**_ADVERSARIES, "structure": "one_step", "registration_ramp": False, "summed_pairs": True,  # D36, D30
                       "output": "sigmoid", "adversarial": 3.0, "modality": 5.0, "contrast": 0.0, "anchor": 0.0},
         "translation_judge": {"structure": "one_step"},

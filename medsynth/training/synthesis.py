@@ -27,7 +27,7 @@ from ..structure.extraction import class_of, draw_labels, lesion_in
 from ..structure.slices import Slices, batch_of, present_in
 from .drawing import draw_maps, latent_of, map_size
 from .loop import descend, set_lr
-from .painting import generator_net, noise_like, paint, paint_own
+from .painting import generator_net, n_tones, noise_like, paint, paint_own, tone_codes, tone_like
 from .translator import draw_pairs, of_pairs, translate
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ class Pretraining:
         needs: dict,  # none
         fabric: "Fabric",
         width: int = 16, batch: int = 4,
-        steps: int = 150,
-        lr: float = 2e-3,
+        steps: int = 150, lr: float = 2e-3,
         condition: str = "norm",  # "planes" is the thesis's wiring (D20)
         init: str = "kaiming",  # "blur" is the thesis's (D26)
         label_input: bool = True,  # False is the public code's (D6)
         focus: str = "lesion",  # what (18)'s second term weighs; "mask" is the thesis's m_i (D29)
         lr_decay: bool = True,  # False is the thesis's
         own_maps: bool = False,  # True: each modality from its own map, as printed (D34)
+        toned: bool = False,  # True: G is given the image's mean colour (chapter 64)
     ):
         if focus not in FOCUS:
             raise ValueError(f"focus must be one of {', '.join(FOCUS)}, not {focus!r}")
@@ -73,9 +73,9 @@ class Pretraining:
         self.data, self.seed, self.batch, self.fabric = slices.side("train").to(fabric.device), seed, batch, fabric
         self.k, self.lr, self.steps, self.label_input = len(slices.modalities), lr, steps, label_input
         self.focus, self.own_maps, self.lr_decay, self.kind = FOCUS[focus], own_maps, lr_decay, slices.label_kind
-        net = generator_net(slices, width, condition, init).to(fabric.device)
-        self.nets = {"generator": net}
-        self.optimisers = {"generator": torch.optim.Adam(net.parameters(), lr, (0.5, 0.999))}
+        self.nets = {"generator": generator_net(slices, width, condition, init, toned).to(fabric.device)}
+        self.tones = tone_codes(self.data) if toned else lambda x, m: None
+        self.optimisers = {"generator": torch.optim.Adam(self.nets["generator"].parameters(), lr, (0.5, 0.999))}
 
     def step(self, t: int) -> dict[str, float]:
         """Learn one batch of real slices."""
@@ -96,7 +96,8 @@ def paint_real(stage: Pretraining, b: dict[str, torch.Tensor]) -> torch.Tensor: 
     net, noise, n, by_class = stage.nets["generator"], noise_like(b["s"]), stage.data.n_classes, stage.kind == "class"
     if stage.own_maps:
         return paint_own(net, b["s_each"], b["m"], b["l"], noise, n, stage.label_input, by_class)
-    return paint(net, b["s"], b["m"], b["l"], noise, n, stage.k, stage.label_input, by_class=by_class)
+    tone = stage.tones(b["x"], b["m"])
+    return paint(net, b["s"], b["m"], b["l"], noise, n, stage.k, stage.label_input, by_class=by_class, tone=tone)
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def painted_grid(stage: Pretraining) -> Picture:
     """Draw real and painted modalities of three training slices."""
     rows = torch.linspace(0, len(stage.data.x) - 1, 5).long()[1:4]
     torch.manual_seed(0)
-    b = {n: stage.data.tensors[n][rows].float() for n in ("s", "m", "l", "s_each") if n in stage.data.tensors}
+    b = {n: stage.data.tensors[n][rows].float() for n in ("x", "s", "m", "l", "s_each") if n in stage.data.tensors}
     x_g = paint_real(stage, b).cpu()
     real = stage.data.x[rows].cpu()
     return grid([[*panels(r, stage.k), *panels(g, stage.k)] for r, g in zip(real, x_g, strict=True)],
@@ -195,8 +196,7 @@ class Synthesis:
 
     def __init__(
         self,
-        slices: Slices, seed: int,
-        needs: dict, fabric: "Fabric",  # needs: "generator", "processors", "translator", "maps", trained networks
+        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: generator, processors, translator, maps, trained
         width: int = 16, batch: int = 4,
         steps: int = 200, n_pairs: int = 4,  # of the whole stage, for the ramp of (16); of (16), a step
         lr: float = 2e-4, critic_lr_ratio: float = 2.0,  # of G, D's over it; 1 is the thesis's
@@ -217,6 +217,7 @@ class Synthesis:
         self.fed = {"label_input": label_input, "source": source, "by_class": self.kind == "class"}  # what G is given
         self.readers = {"processors": needs["processors"], "translator": needs["translator"]}
         self.weights["registration"] *= self.k - 1 if summed_pairs else 1
+        self.tones = tone_codes(self.data) if n_tones(needs["generator"], slices.n_classes) else lambda x, m: None
         critic = Critic(slices.channels, width, self.k > 1, critic_norm, critic_init, 1 if class_loss == "index" else self.k)
         self.nets = {"generator": needs["generator"], "critic": critic.to(fabric.device)}
         self.optimisers = {n: torch.optim.Adam(self.nets[n].parameters(), rate, (0.5, 0.999))
@@ -254,7 +255,9 @@ def adversarial_step(
     real = batch_of(stage.data, stage.batch, stage.seed, "synthesis", t)
     maps = [torch.cat([a, real[n]]) for a, n in ((s, "s"), (m, "m"), (label, "l"))]
     noise = torch.cat([noise_like(s), noise_like(real["s"])])
-    both = paint(stage.nets["generator"], *maps, noise, stage.data.n_classes, stage.k, **stage.fed)
+    tone = tone_like(stage.nets["generator"], s, stage.data.n_classes)
+    tone = None if tone is None else torch.cat([tone, stage.tones(real["x"], real["m"])])
+    both = paint(stage.nets["generator"], *maps, noise, stage.data.n_classes, stage.k, **stage.fed, tone=tone)
     x_g, x_r = both.split([len(s), len(both) - len(s)])
     view = draw_view(real["x_any"], stage.views)
     of_critic = critic_terms(stage.nets["critic"], real["x_any"], x_g, view, **stage.learns)
@@ -275,6 +278,7 @@ def case_grid(stage: Synthesis, n: int = 4) -> Picture:
     """Draw new cases of a stage, a row each: mask, map, label, modalities."""
     torch.manual_seed(0)
     s, m, label = draw_cases(stage, stage.steps, n)
-    x_g = paint(stage.nets["generator"], s, m, label, noise_like(s), stage.data.n_classes, stage.k, **stage.fed).cpu()
+    net, n = stage.nets["generator"], stage.data.n_classes
+    x_g = paint(net, s, m, label, noise_like(s), n, stage.k, **stage.fed, tone=tone_like(net, s, n)).cpu()
     return grid([[m[i, 0].cpu(), s[i, 0].cpu(), paint_label(label[i, 0].cpu()), *panels(x_g[i], stage.k)] for i in range(n)],
                 ["m_g", "s_g", "l", *stage.data.modalities])

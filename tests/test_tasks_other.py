@@ -1,6 +1,7 @@
 """The four tasks beside the brain: the same chain, other labels; each trains, draws, and says what it refuses."""
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,45 @@ def test_the_class_reaches_the_image() -> None:
     found, unseen = ((v * organ).sum((1, 2, 3)) / organ.sum((1, 2, 3)) for v in (x_g, blind))
     assert torch.allclose(found, level.flatten(), atol=0.05), found
     assert unseen.max() - unseen.min() < 0.05, "without the label nothing tells them apart"
+
+
+def test_the_tone_reaches_the_image() -> None:
+    """Photographs of one map, each of its own colour: a G that is told the tone paints them, and without it their mean."""
+    organ = torch.zeros(8, 1, 24, 24)
+    organ[..., 4:20, 4:20] = 1
+    torch.manual_seed(0)
+    colours = 0.3 + 0.4 * torch.rand(8, 3)
+    x, s, m, none = colours[:, :, None, None] * organ, torch.zeros_like(organ), 1 - organ, torch.zeros_like(organ)
+    eyes = Slices("by hand", False, ("RGB",), 1, "", (), {}, {"x": x, "m": m}, "none")
+    codes, far = painting.tone_codes(eyes)(x, m), []
+    for toned in (True, False):
+        torch.manual_seed(0)
+        net, tone = painting.generator_net(eyes, 8, toned=toned), codes if toned else None
+        optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(150):
+            loss = pretraining_loss(painting.paint(net, s, m, none, painting.noise_like(s), 1, 1, tone=tone), x, organ)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        far.append((painting.mean_colours(painting.paint(net, s, m, none, painting.noise_like(s), 1, 1, tone=tone), m)
+                    - colours).abs().mean().item())
+    assert far[0] < 0.03 < 0.07 < far[1], far
+
+
+def test_only_a_g_that_takes_a_tone_draws_one() -> None:
+    """Eyes' G takes three numbers, in the print's recipe none, and the brain's draws nothing more than it did."""
+    slices = {name: SimpleNamespace(n_classes=n, channels=c, label_kind="none", modalities=("a",))
+              for name, n, c in (("fundus", 1, 3), ("lung_ct", 1, 1))}
+    told = {recipe: tasks.stage_settings("pretraining", recipe, "smoke", {}, "fundus").get("toned", False)
+            for recipe in ("mended", "thesis")}
+    assert told == {"mended": True, "thesis": False}
+    s, before = torch.zeros(2, 1, 8, 8), torch.get_rng_state()
+    assert painting.tone_like(painting.generator_net(slices["lung_ct"], 4), s, 1) is None
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    painting.generator_net(slices["lung_ct"], 4)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert painting.tone_like(painting.generator_net(slices["fundus"], 4, toned=True), s, 1).shape == (2, 3)
 
 
 def test_class_weights_by_hand() -> None:

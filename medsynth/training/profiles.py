@@ -147,6 +147,7 @@ _OF_EYES = {"cells": {"aperture": True}, "pretraining": {"toned": True}}
 _EYES = {name: row | {stage: row.get(stage, {}) | more for stage, more in _OF_EYES.items()}
          for name, row in _by_cells(_OF_ONE, 120).items()}
 _EYES["demo"]["pretraining"]["steps"] = 2500
+_EYES["demo"]["gan"] = {"steps": 2000}  # the yardstick (chapter 60), for as long
 TASK_SETTINGS = {  # task -> profile -> stage -> arguments that differ from STAGE_SETTINGS
     "brain": {}, "fundus": _EYES, "lung_ct": _painted(_OF_ONE), "low_dose_ct": _painted(_by_cells(_OF_ONE, 300)),
     "chest_xray": _painted(_LONGER, lesion=0.5)}  # of (15) by cross-entropy, public code

@@ -278,7 +278,8 @@ def case_grid(stage: Synthesis, n: int = 4) -> Picture:
     """Draw new cases of a stage, a row each: mask, map, label, modalities."""
     torch.manual_seed(0)
     s, m, label = draw_cases(stage, stage.steps, n)
-    net, n = stage.nets["generator"], stage.data.n_classes
-    x_g = paint(net, s, m, label, noise_like(s), n, stage.k, **stage.fed, tone=tone_like(net, s, n)).cpu()
+    net, n_classes = stage.nets["generator"], stage.data.n_classes
+    tone = tone_like(net, s, n_classes)
+    x_g = paint(net, s, m, label, noise_like(s), n_classes, stage.k, **stage.fed, tone=tone).cpu()
     return grid([[m[i, 0].cpu(), s[i, 0].cpu(), paint_label(label[i, 0].cpu()), *panels(x_g[i], stage.k)] for i in range(n)],
                 ["m_g", "s_g", "l", *stage.data.modalities])

@@ -131,6 +131,8 @@ def test_the_tone_reaches_the_image() -> None:
     x, s, m, none = colours[:, :, None, None] * organ, torch.zeros_like(organ), 1 - organ, torch.zeros_like(organ)
     eyes = Slices("by hand", False, ("RGB",), 1, "", (), {}, {"x": x, "m": m}, "none")
     codes, far = painting.tone_codes(eyes)(x, m), []
+    alone = Slices("by hand", False, ("RGB",), 1, "", (), {}, {"x": x[:1], "m": m[:1]}, "none")
+    assert torch.equal(painting.tone_codes(alone)(x[:1], m[:1]), torch.zeros(1, 3)), "one photograph has no spread"
     for toned in (True, False):
         torch.manual_seed(0)
         net, tone = painting.generator_net(eyes, 8, toned=toned), codes if toned else None

@@ -82,7 +82,8 @@ def mean_colours(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:  # (B, C)
 def tone_codes(data: Slices) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # of x, m to (B, C)
     """Learn to write an image's mean colour as numbers whose mean is 0 and covariance 1 over the training images."""
     colours = torch.cat([mean_colours(x.float(), m.float()) for x, m in zip(data.x.split(64), data.m.split(64), strict=True)])
-    mean, spread = colours.mean(0), torch.cov(colours.T).view(colours.shape[1], -1)
+    few = {"correction": min(1, len(colours) - 1)}  # of a single image: no spread, and code 0
+    mean, spread = colours.mean(0), torch.cov(colours.T, **few).view(colours.shape[1], -1)
     root = torch.linalg.cholesky(spread + 1e-6 * torch.eye(len(spread), device=spread.device))
     return lambda x, m: torch.linalg.solve_triangular(root, (mean_colours(x, m) - mean).T, upper=False).T
 

@@ -4,10 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from medsynth.baselines.gan import BasicGAN, draw_images
+from medsynth.baselines.rivals import YARDSTICK
+from medsynth.data.batches import parse_data
 from medsynth.data.phantom import phantom_cohort
 from medsynth.metrics.distribution import frechet_distance
 from medsynth.structure.slices import Slices, reduced_cohort
 from medsynth.training.engine import open_fabric
+from medsynth.training.tasks import plan
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,11 @@ def test_it_takes_every_shape(channels: int, size: tuple[int, int]) -> None:
     x = draw_images(stage.nets["generator"], 0, [0, 1], size)
     assert x.shape == (2, channels, *size) and not torch.equal(x[0], x[1])
     assert stage.picture() is not None
+
+
+@pytest.mark.parametrize("task", ["brain", "fundus"])
+def test_it_has_one_name(task: str) -> None:
+    """Asked for without a modality it is the run of the first one, which `quality` and the figures ask for."""
+    words = (task, YARDSTICK, parse_data("phantom", task), "mended", "smoke", 0)
+    assert plan(*words)[0].id == plan(*words, modality=0)[0].id
+    assert task != "brain" or plan(*words)[0].id != plan(*words, modality=1)[0].id

@@ -146,9 +146,10 @@ def run_quality(args: argparse.Namespace) -> int:
         print(json.dumps({"provenance": read_json(path), "rows": [plain(r) for r in rows]}, indent=1, ensure_ascii=False))
         return 0
     print("\n".join(describe_row(r) for r in rows))
-    for name, why in read_json(path)["files_set_aside"].items():
+    about = read_json(path)
+    for name, why in about["files_set_aside"].items():
         print(f"set aside, not judged: {name}: {why}")
-    kind = "PHANTOM" if request.data.name == "phantom" else "real images"
+    kind = "PHANTOM" if about["phantom"] else "real images"
     minutes = (time.time() - began) / 60
     print(f"{kind}, profile {request.profile}; table, pictures and provenance: {path.parent}  ({minutes:.1f} minutes)")
     return 0

@@ -15,12 +15,13 @@ from PIL import Image
 from conftest import real_folder
 from medsynth.core.paths import BadRequest
 from medsynth.data import fundus_phantom
-from medsynth.data.fundus import SOURCES, field_of_view, group_eyes, read_drive, read_fire, to_square
+from medsynth.data.fundus import SOURCES, field_of_view, group_eyes, read_drive, read_eyes, read_fire, to_square
 from medsynth.data.fundus_phantom import draw_fundus, draw_vessels, grow_eye, turned, write_drive, write_fire
 from medsynth.data.samples import Cohort, Patient, facts_of, split_patients
 
 SIZE, SIDE = (58, 56), 58  # DRIVE's 584x565 at a tenth
 EYES = 10
+READERS = {"DRIVE": read_drive, "FIRE": read_fire}
 drawn = cache(draw_fundus)  # the truth that files are compared with; that drawing twice gives the same is a test of its own
 
 
@@ -126,6 +127,23 @@ def test_fire_round_trip(written: Path) -> None:
         assert p.images["RGB"].shape == (2, 3, 48, 48) and not p.labelled and not p.label.any()
         assert np.abs(p.images["RGB"] - x).mean() < 0.02
         assert 2 * (p.inside * inside).sum() / (p.inside.sum() + inside.sum()) > 0.96
+
+
+def test_both_are_read_as_one(written: Path, drive: Path, tmp_path: Path) -> None:
+    """DRIVE's test side is held out, all else trains, with the same pixels; bad records of both are named; both must be there."""
+    both, apart = read_eyes(written, side_px=48), [read(written / name, side_px=48) for name, read in READERS.items()]
+    assert both.name == "drive_fire" and both.test == apart[0].test == {"01_test", "02_test"} and not both.set_aside
+    assert [f.name for f in facts_of(both.patients)] == [f.name for c in apart for f in facts_of(c.patients)]
+    for p, q in zip(both.patients, [p for c in apart for p in c.patients], strict=True):
+        assert np.array_equal(p.images["RGB"], q.images["RGB"]) and p.labelled == q.labelled
+    (tmp_path / "DRIVE").symlink_to(drive)
+    with pytest.raises(BadRequest, match="found no FIRE.*--data drive_fire=PATH"):
+        read_eyes(tmp_path)
+    shutil.copytree(written / "FIRE", tmp_path / "FIRE")
+    for spoilt in (image_of(drive), tmp_path / "FIRE" / "Images" / "S01_1.jpg"):
+        spoilt.write_bytes(b"")
+    with pytest.warns(UserWarning, match="set aside"):
+        assert list(read_eyes(tmp_path, side_px=48).set_aside) == [image_of(drive).stem, "S01_1"]
 
 
 def test_to_square_keeps_circles_and_means() -> None:

@@ -31,7 +31,7 @@ def test_an_artefact_is_of_its_tasks() -> None:
     assert asked("table_2", "lidc_lungs") == [("lung_ct", "lung_ct")]
     assert asked("table_3", "lidc_lungs") == [("low_dose_ct", "low_dose_ct")]
     assert [t for t, _ in asked("fig_20", "lidc_lungs")] == ["lung_ct", "low_dose_ct"]
-    with pytest.raises(BadRequest, match="fig_18 --data brain_ms: expected data of fundus: phantom, drive, fire, found"):
+    with pytest.raises(BadRequest, match="fig_18 --data brain_ms: expected data of fundus: phantom, drive, fire, drive_fire"):
         asked("fig_18", "brain_ms")
 
 

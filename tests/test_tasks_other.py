@@ -213,3 +213,15 @@ def test_the_task_is_that_of_what_is_judged(words: dict, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert task_asked(Namespace(data="phantom", **words)) == ("fundus" if words else "brain")
     assert task_asked(Namespace(data="phantom", target="nothing")) == "brain"
+
+
+def test_two_sets_train_one_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """DRIVE and FIRE as one, as the thesis has it, from the command line: FIRE's eyes train, phantoms in files are called so."""
+    monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path / "home"))
+    assert main(["data", "phantom", "drive_fire", str(tmp_path / "eyes"), "--patients", "4"]) == 0
+    data = f"drive_fire={tmp_path / 'eyes'}"
+    assert main(["quality", "fundus", "--data", data, "--profile", "smoke", "--no-controls"]) == 0
+    said = capsys.readouterr().out
+    assert "vessels on the map's lines" in said and "\nPHANTOM, profile smoke" in said
+    slices = tasks.load_slices(parse_data(data, "fundus"), "smoke")
+    assert (len(slices.side("train").x), len(slices.side("test").x)) == (10, 2), "two photographs of DRIVE and eight of FIRE"

@@ -102,9 +102,10 @@ def read_cohort(
 # %% ../../nbs/12_batches.ipynb #12opened1
 _SHAPE = ("shape", "shape")
 SIZED = {  # data set -> the argument of its reader, and of its phantom's writer, that says how large images are
-    "drive": ("side_px", "size"), "fire": ("side_px", "size_px"), "chest_xray": ("size", "size"),
+    "drive": ("side_px", "size"), "fire": ("side_px", "size_px"), "drive_fire": ("side_px", "size"),
+    "chest_xray": ("size", "size"),
     "chest_xray_224": ("size", "size"), "lung_ct": _SHAPE, "lidc_lungs": _SHAPE, "tianchi": _SHAPE}
-RESIZED = ("drive", "fire", "chest_xray", "chest_xray_224")  # their files are of many sizes, and their readers resize them
+RESIZED = ("drive", "fire", "drive_fire", "chest_xray", "chest_xray_224")  # files of many sizes, which their readers resize
 
 
 def sized(argument: str, side_px: int) -> dict[str, object]:

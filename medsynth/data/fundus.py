@@ -5,12 +5,15 @@ without a label. RGB, 512x512."""
 
 # %% auto #0
 __all__ = ['KINDS', 'MAX_PIXELS', 'SIDE_PX', 'OF_DRIVE', 'OF_FIRE', 'SOURCES', 'read_picture', 'read_colour', 'read_binary',
-           'to_square', 'field_of_view', 'read_photograph', 'read_drive', 'group_eyes', 'read_fire']
+           'to_square', 'field_of_view', 'read_photograph', 'read_drive', 'group_eyes', 'read_fire', 'read_eyes',
+           'write_eyes']
 
 # %% ../../nbs/15_fundus.ipynb #190efcb6
 import hashlib
 import re
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from skimage.transform import downscale_local_mean, resize
 from ..core.paths import BadRecord, BadRequest, explain
 from ..core.random import key
 from .fundus_phantom import write_drive, write_fire
-from .samples import Cohort, Patient, Source, gather
+from .samples import Cohort, Patient, Patients, Source, facts_of, gather
 
 # %% ../../nbs/15_fundus.ipynb #d33e7764
 KINDS = {"TIFF": (".tif", ".tiff"), "GIF": (".gif",), "JPEG": (".jpg", ".jpeg")}
@@ -217,8 +220,38 @@ def read_fire(
     return Cohort("fire", ("RGB",), 2, True, eyes, frozenset(p.name for p in drawn), bad)
 
 
+# %% ../../nbs/15_fundus.ipynb #15eyes002
+def read_eyes(
+    path: Path,  # the folder that holds DRIVE and FIRE
+    needs: tuple[str, ...] | None = None,  # of no use here: there is one modality
+    side_px: int = SIDE_PX,
+) -> Cohort:
+    """Read DRIVE and FIRE as one: DRIVE's test side is held out, all else trains; BadRequest where one of them is not there."""
+    absent = [name for name in ("DRIVE", "FIRE") if not (path / name).is_dir()]
+    if absent:
+        raise BadRequest(explain(str(path), "the folders DRIVE and FIRE", f"no {' and no '.join(absent)}",
+                                 "Put both into one folder, or links to them, and give it as --data drive_fire=PATH."))
+    drive, fire = read_drive(path / "DRIVE", side_px=side_px), read_fire(path / "FIRE", side_px=side_px)
+    readers = drive.patients.readers + [partial(fire.patients.__getitem__, i) for i in range(len(fire.patients))]
+    return replace(drive, name="drive_fire", patients=Patients(facts_of(drive.patients) + facts_of(fire.patients), readers),
+                   set_aside=drive.set_aside | fire.set_aside)
+
+
+def write_eyes(
+    out: Path,
+    n_patients: int,  # of DRIVE's layout, and as many other eyes of FIRE's
+    seed: int = 0,
+    size: tuple[int, int] = (584, 565),  # (H, W) in pixels, DRIVE's own; FIRE's are as high, and square
+) -> None:
+    """Write phantoms in both layouts, in the folders DRIVE and FIRE; BadRequest for fewer than two."""
+    write_drive(out / "DRIVE", n_patients, seed, size)
+    write_fire(out / "FIRE", n_patients, key(seed, "FIRE"), size[0])
+
+
 SOURCES = (
     Source("drive", ("DRIVE", "drive"), read_drive, "for research", OF_DRIVE,
            {"patients": 40, "images": 40, "test": 20}, write_drive),
     Source("fire", ("FIRE", "fire"), read_fire, "for research", OF_FIRE, {"images": 129}, write_fire),
+    Source("drive_fire", ("DRIVE+FIRE", "drive_fire"), read_eyes, "for research", f"{OF_DRIVE} {OF_FIRE}",
+           {"images": 169, "test": 20}, write_eyes),
 )

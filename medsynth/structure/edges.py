@@ -254,7 +254,7 @@ CONSTANTS = {
 }
 
 # %% ../../nbs/20_edges.ipynb #20edge006
-LINE_SHARE = {"drive": 0.5, "fire": 0.5}  # data set -> share of a cell above which it is line once reduced; else 0: any pixel
+LINE_SHARE = dict.fromkeys(("drive", "fire", "drive_fire"), 0.5)  # share of a cell above which it is line; else 0: any pixel
 
 
 def reduce_lines(s: torch.Tensor, factor: int, share: float = 0.0) -> torch.Tensor:  # (B, C, H / factor, W / factor) of 0 and 1

@@ -26,10 +26,12 @@ OUTLINE_PX = {  # lines this near the background outlive lesion removal
 SOURCE_MODALITY = {  # of the structure map, of the mask
     "phantom": ("Flair", "T1"), "brain_ms": ("Flair", "T1"), "brats2015_subset": ("Flair", "Flair"),
     "brats2015": ("Flair", "Flair"), "brats_nifti": ("Flair", "Flair"), "drive": ("RGB", "RGB"), "fire": ("RGB", "RGB"),
+    "drive_fire": ("RGB", "RGB"),
     "lung_ct": ("CT", "CT"), "lidc_lungs": ("CT", "CT"), "tianchi": ("CT", "CT"), "chest_xray": ("X-ray", "X-ray"),
     "chest_xray_224": ("X-ray", "X-ray")}
-SOURCE_CHANNEL = {"drive": (1, 0), "fire": (1, 0), "tianchi": (1, 1)}  # green and red, the middle slice; else 0, 0
-KNOWN_AS = {"drive": "fundus", "fire": "fundus"}  # in CONSTANTS and MASK_CONSTANTS, where it is another name
+_EYES = ("drive", "fire", "drive_fire")
+SOURCE_CHANNEL = dict.fromkeys(_EYES, (1, 0)) | {"tianchi": (1, 1)}  # green and red, the middle slice; else 0, 0
+KNOWN_AS = dict.fromkeys(_EYES, "fundus")  # in CONSTANTS and MASK_CONSTANTS, where it is another name
 
 
 def fit(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # (..., *size)

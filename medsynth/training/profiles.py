@@ -34,7 +34,7 @@ _WINDOWS = {"smoke": 2, "demo": 2, "gpu": 1, "paper": 1}  # at half resolution, 
 WHOLE_PX = {"smoke": 240, "demo": 480, "gpu": 512, "paper": 512}  # of the phantom's slices that windows are cut from
 TASKS = {  # task -> its data sets with `reduce` per profile, its label (chapter 28), its phantom's layout and patients
     "brain": {"label": "map", "data": dict.fromkeys(("phantom", *_REAL))},  # None: see PROFILES
-    "fundus": {"label": "none", "data": {"phantom": _RESIZED, "drive": _RESIZED, "fire": _RESIZED}, "layout": "drive",
+    "fundus": {"label": "none", "data": dict.fromkeys(("phantom", "drive", "fire", "drive_fire"), _RESIZED), "layout": "drive",
                "patients": {"smoke": (8, 0), "demo": (144, 0), "gpu": (288, 0), "paper": (400, 0)}},  # all, held out; 0: layout
     "lung_ct": {"label": "none", "data": {"phantom": _RESIZED, "lung_ct": _AT_512, "lidc_lungs": _AT_512}, "layout": "lung_ct",
                 "patients": {"smoke": (9, 3), "demo": (60, 20), "gpu": (120, 40), "paper": (180, 18)}},

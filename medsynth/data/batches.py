@@ -103,8 +103,8 @@ def read_cohort(
 _SHAPE = ("shape", "shape")
 SIZED = {  # data set -> the argument of its reader, and of its phantom's writer, that says how large images are
     "drive": ("side_px", "size"), "fire": ("side_px", "size_px"), "drive_fire": ("side_px", "size"),
-    "chest_xray": ("size", "size"),
-    "chest_xray_224": ("size", "size"), "lung_ct": _SHAPE, "lidc_lungs": _SHAPE, "tianchi": _SHAPE}
+    "chest_xray": ("size", "size"), "chest_xray_224": ("size", "size"),
+    "lung_ct": _SHAPE, "lidc_lungs": _SHAPE, "tianchi": _SHAPE}
 RESIZED = ("drive", "fire", "drive_fire", "chest_xray", "chest_xray_224")  # files of many sizes, which their readers resize
 
 

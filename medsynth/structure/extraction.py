@@ -23,13 +23,12 @@ LESION_MARGIN_PX = {  # 2 would erase the ventricle walls that MS lesions lie ag
     "phantom": 2, "brain_ms": 1, "brats2015_subset": 2, "brats2015": 2, "brats_nifti": 2, "tianchi": 1, "lidc_lungs": 1}
 OUTLINE_PX = {  # lines this near the background outlive lesion removal
     "phantom": 0, "brain_ms": 0, "brats2015_subset": 2, "brats2015": 2, "brats_nifti": 2, "tianchi": 2, "lidc_lungs": 2}
-SOURCE_MODALITY = {  # of the structure map, of the mask
+_EYES = ("drive", "fire", "drive_fire")
+SOURCE_MODALITY = dict.fromkeys(_EYES, ("RGB", "RGB")) | {  # of the structure map, of the mask
     "phantom": ("Flair", "T1"), "brain_ms": ("Flair", "T1"), "brats2015_subset": ("Flair", "Flair"),
-    "brats2015": ("Flair", "Flair"), "brats_nifti": ("Flair", "Flair"), "drive": ("RGB", "RGB"), "fire": ("RGB", "RGB"),
-    "drive_fire": ("RGB", "RGB"),
+    "brats2015": ("Flair", "Flair"), "brats_nifti": ("Flair", "Flair"),
     "lung_ct": ("CT", "CT"), "lidc_lungs": ("CT", "CT"), "tianchi": ("CT", "CT"), "chest_xray": ("X-ray", "X-ray"),
     "chest_xray_224": ("X-ray", "X-ray")}
-_EYES = ("drive", "fire", "drive_fire")
 SOURCE_CHANNEL = dict.fromkeys(_EYES, (1, 0)) | {"tianchi": (1, 1)}  # green and red, the middle slice; else 0, 0
 KNOWN_AS = dict.fromkeys(_EYES, "fundus")  # in CONSTANTS and MASK_CONSTANTS, where it is another name
 

@@ -95,8 +95,9 @@ def run_runs(args: argparse.Namespace) -> int:
         return 0
     run = open_run(args.run or "")
     print(describe_run(run))
-    for name in ("settings", "builds_on", "data_hash", "code"):
-        print(f"{name}: {run.params[name]}")
+    for name in ("settings", "builds_on", "data_hash", "version", "code", "resumed_under"):
+        if name in run.params:
+            print(f"{name}: {run.params[name]}")
     print("last: " + ", ".join(f"{n} {v[-1]:.3g}" for n, v in read_metrics(run).items()))
     training_curves(run).savefig(run.path / "losses.png", dpi=110)
     print(f"losses: {run.path / 'losses.png'}\npicture: {run.path / 'picture.png'}\non the way: {run.path / 'samples'}")
@@ -264,6 +265,8 @@ def main(argv: list[str] | None = None) -> int:  # exit code
     warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)
     try:
         home()
+        if getattr(args, "resume_anyway", False):
+            os.environ["MEDSYNTH_RESUME_ANYWAY"] = "1"  # for notebooks' processes too
         return args.do(args)
     except (BadRequest, Diverged, Stopped, OSError) as e:
         if args.debug:

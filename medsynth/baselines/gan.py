@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.random import draw_rows, normal
+from ..core.versions import versioned
 from ..losses.adversarial import adversary_loss, critic_loss
 from ..nets.critics import Critic, draw_view, turned
 from ..nets.unet import UNet
@@ -29,6 +30,8 @@ GENERATOR_WEIGHT = 70.0
 
 class BasicGAN:
     """A stage: GAN# of one modality, G(z) against D, least squares, z an image of N(0, 1)."""
+
+    version = 1
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ def gan_step(stage: BasicGAN, t: int) -> dict[str, float]:
             "d_fake": d_fake.mean().item()}
 
 # %% ../../nbs/60_gan.ipynb #5d9f241d
+@versioned("drawing/gan")
 @torch.no_grad()
 def draw_images(
     generator: UNet,

@@ -5,24 +5,29 @@ read the same table."""
 
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'DEPARTURES', 'FEW', 'SMALL_DATA', 'VARIANTS', 'SHOWN_AT_SMOKE', 'Request', 'requests_of', 'slices_of',
-           'judge_plans', 'variants_at', 'n_seeds_of', 'plans_of', 'notebook_of', 'real_sets', 'artefact_key',
-           'is_current', 'make_artefact', 'of_tasks', 'joint_hash', 'facts', 'reproduce_plan', 'check_names',
-           'slices_of_plan', 'reproduce']
+           'judge_plans', 'variants_at', 'n_seeds_of', 'plans_of', 'notebook_of', 'real_sets', 'cells_hash',
+           'artefact_key', 'is_current', 'measured_alike', 'make_artefact', 'of_tasks', 'joint_hash', 'made_with',
+           'facts', 'reproduce_plan', 'check_names', 'slices_of_plan', 'reproduce']
 
 # %% ../../nbs/83_catalogue.ipynb #57dc5140
+import ast
 import hashlib
 import json
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import artefact_folder
 from ..core.paths import BadRequest, explain, home, read_json, repository
-from ..core.runs import Run, code_hash
+from ..core.runs import Run, open_run, without_docstrings
+from ..core.versions import declared, used
 from ..data.batches import SOURCES, DataRef, data_hash, parse_data
+from ..structure.extraction import constants_of
+from ..structure.preparation import version_of
 from ..structure.slices import Slices
 from ..synthesis.mixture import TRAINED_ON, reader_plan
 from ..training.loop import Diverged
@@ -147,26 +152,41 @@ def real_sets(name: str, request: Request) -> dict[str, str]:  # data set -> has
     if name == "fig_08" and request.data.name == "phantom":
         for n in SHOWN_AT_SMOKE if request.profile == "smoke" else SOURCES:
             try:
-                found[n] = data_hash(parse_data(n), {})
+                found[n] = data_hash(parse_data(n), {"version": version_of(n), "constants": constants_of(n)})
             except (BadRequest, OSError):
                 found[n] = "none"
     return found
 
 
-def artefact_key(name: str, request: Request) -> str:  # 12 hex digits
-    """Hash all that decides what an artefact shows."""
-    cells = json.loads(notebook_of(name).read_text(encoding="utf-8"))["cells"]
+def cells_hash(notebook: Path) -> str:  # 12 hex digits
+    """Hash what a notebook's cells compute: their syntax trees, without imports, docstrings and comments."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    tree = without_docstrings(ast.parse(code))
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def artefact_key(name: str, request: Request) -> str:  # 12 hex digits
+    """Hash what goes into an artefact: its notebook's cells, data, runs, request. What it measures with has versions beside."""
     ids, hashes = [run.id for run, _ in plans_of(name, request)], [s.hash for s in slices_of(name, request).values()]
-    parts = [name, code_hash(code), hashes, ids, request.profile, request.recipe, request.seed, real_sets(name, request)]
+    cells = cells_hash(notebook_of(name))
+    parts = [name, cells, hashes, ids, request.profile, request.recipe, request.seed, real_sets(name, request)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def is_current(name: str, request: Request) -> bool:
-    """Tell whether an artefact is there and made by exactly this code from exactly these runs."""
+    """Tell whether an artefact is there, made of exactly these runs and with the versions that measures and drawing have now."""
     path = artefact_folder(request.data.name, request.profile, request.recipe) / f"{name}.json"
     shown = any(path.with_suffix(s).exists() for s in (".png", ".csv"))
-    return shown and path.exists() and read_json(path).get("key") == artefact_key(name, request)
+    about = read_json(path) if shown and path.exists() else {}
+    return measured_alike(about.get("versions", {})) and about.get("key") == artefact_key(name, request)
+
+
+def measured_alike(versions: dict[str, int | str]) -> bool:
+    """Tell whether what an artefact was measured and drawn with has the same versions now."""
+    now = declared()
+    return all(now.get(n) == v for n, v in versions.items() if n.startswith(("measure/", "drawing/")))
 
 # %% ../../nbs/83_catalogue.ipynb #c4aa5046
 def make_artefact(name: str, request: Request) -> Path:  # the executed notebook
@@ -201,6 +221,14 @@ def joint_hash(slices: dict[str, Slices]) -> str:  # 12 hex digits
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
 
 
+def made_with(runs: list[Run], slices: Iterable[Slices]) -> dict:  # for the provenance
+    """Gather the versions behind numbers, of stages, preparation, drawing and measures; and runs resumed under other source."""
+    versions = {f"stage/{r.params['stage']}": r.params["version"] for r in runs}
+    versions |= {f"preparation/{s.version.split()[0]}": s.version.split()[1] for s in slices}
+    resumed = {r.id: open_run(r.id).params["resumed_under"] for r in runs if "resumed_under" in open_run(r.id).params}
+    return {"versions": dict(sorted((versions | used()).items())), **({"resumed_under_other_source": resumed} if resumed else {})}
+
+
 def facts(name: str, request: Request, began: float, real_images: bool, **more: object) -> dict:
     """Gather an artefact's provenance, its last line but one; `began` is time.time() at the notebook's start."""
     slices, sets = slices_of(name, request), real_sets(name, request)
@@ -211,7 +239,7 @@ def facts(name: str, request: Request, began: float, real_images: bool, **more: 
             "profile": request.profile, "recipe": request.recipe, "seed": request.seed,
             "size": of_tasks({t: list(s.size) for t, s in slices.items()}), "shows_real_images": real_images and real,
             "steps": of_tasks(steps),
-            "runs": {r.id: read_json(r.path / "done.json")["minutes"] for r in runs},
+            "runs": {r.id: read_json(r.path / "done.json")["minutes"] for r in runs}, **made_with(runs, slices.values()),
             "minutes": round((time.time() - began) / 60, 3), "key": artefact_key(name, request),
             **({"real_sets": sets} if sets else {}), **more}
 

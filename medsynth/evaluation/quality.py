@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 from ..baselines.rivals import YARDSTICK
 from ..core.artefacts import save_artefact
 from ..core.paths import BadRequest, explain
-from ..core.runs import Run, code_hash
+from ..core.runs import Run, open_run
 from ..data.batches import SOURCES
 from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
 from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, unfold
-from .catalogue import JUDGE_SEED, Request, judge_plans
+from .catalogue import JUDGE_SEED, Request, judge_plans, made_with
 from .pictures import draw_row
 from .reading import inside_row, lesion_row, measures_row
 from .rows import Court, Row, modality_row, shift_row, translation_row
@@ -128,13 +128,14 @@ def provenance(request: Request, slices: Slices, subjects: list[Subject], began:
     """Gather what the numbers came from; the first subject is the one that is judged."""
     n_seeds = len(subjects[0].sets)
     runs = [r for s in subjects for r in s.runs]
-    parts = [runs, slices.hash, n_seeds, [len(s.sets[0]["x"]) for s in subjects], code_hash("import medsynth.evaluation.quality"),
+    of_runs = made_with([open_run(r) for r in runs], [slices])
+    parts = [runs, slices.hash, n_seeds, [len(s.sets[0]["x"]) for s in subjects], of_runs["versions"],
              request.profile, request.recipe, *judges, *(hash_of(c["x"]) for c in subjects[0].sets)]
     return {"shows": "how good a synthetic set is", "data": slices.name, "data_hash": slices.hash, "phantom": not slices.real,
             "records_set_aside": slices.set_aside, "files_set_aside": subjects[0].set_aside,
             "profile": request.profile, "recipe": request.recipe, "seed": request.seed,
             "model_seeds": n_seeds, "size": list(slices.size), "cases": {s.name: len(s.sets[0]["x"]) for s in subjects},
-            "runs": runs, "minutes": round((time.time() - began) / 60, 3),
+            "runs": runs, **of_runs, "minutes": round((time.time() - began) / 60, 3),
             "key": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}
 
 # %% ../../nbs/80_quality.ipynb #818cee8c

@@ -99,3 +99,5 @@ def add_request(parser: argparse.ArgumentParser, seed_help: str) -> None:
     parser.add_argument("--recipe", default="mended", help=f"{', '.join(RECIPES)} (default mended)")
     parser.add_argument("--seed", type=int, default=0, help=seed_help)
     parser.add_argument("--strict", action="store_true", help="end with exit 2 if any record is bad, instead of a warning")
+    parser.add_argument("--resume-anyway", action="store_true", help="go on with an interrupted run that was begun under other "
+                        "source; its provenance says so (default: refuse)")

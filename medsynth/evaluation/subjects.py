@@ -9,6 +9,7 @@ __all__ = ['CASES', 'CONTROL_CASES', 'CASE_SEED', 'MISREGISTERED', 'CONTROLS', '
            'folder_subject', 'slices_of_run', 'planned_run', 'open_target', 'run_asked', 'translators', 'beside']
 
 # %% ../../nbs/85_subjects.ipynb #6543bb2e
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from safetensors.torch import save
 from ..baselines.gan import draw_images
 from ..baselines.rivals import YARDSTICK
 from ..core.paths import BadRequest, explain, home, read_json, write_bytes
-from ..core.runs import Run, code_hash, open_run
+from ..core.runs import Run, open_run
+from ..core.versions import drawn_as
 from ..metrics.inputs import check_alike, checked, read_folder
 from ..structure.slices import Slices
-from ..synthesis.dataset import case_paths, load_case
+from ..synthesis.dataset import OLDER, case_paths, load_case
 from ..synthesis.pipeline import Painter, painter_of, synthesise_all
 from ..training.tasks import TASKS, finish, get_nets, get_run, load_slices, plan, plan_of, slices_for, trained, unfold
 from .catalogue import JUDGE_SEED, Request
@@ -51,8 +53,8 @@ class Subject:
 # %% ../../nbs/85_subjects.ipynb #3b1c759a
 def cached_cases(painter: Painter, n: int, fit_labels: bool = True) -> dict[str, torch.Tensor]:  # x, s, m, label
     """Draw n cases of a chain, or read them from the cache."""
-    code = code_hash("from medsynth.synthesis.pipeline import draw_chunk")
-    name = f"cases-{painter.run.id}-{CASE_SEED}-{n}-{'fitted' if fit_labels else 'as_drawn'}-{code}.safetensors"
+    version = drawn_as("drawing/maps", "drawing/cases")
+    name = f"cases-{painter.run.id}-{version}-{CASE_SEED}-{n}-{'fitted' if fit_labels else 'as_drawn'}.safetensors"
     path = home() / "cache" / name
     if not path.exists():
         cases = synthesise_all(painter, CASE_SEED, n, fit_labels)
@@ -121,7 +123,10 @@ def control_subjects(request: Request, n_seeds: int) -> dict[str, Subject]:
 def dataset_cases(folder: Path, slices: Slices) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Read a data set of `medsynth synthesise`: cases, names of the modalities; BadRequest where it learnt from other data."""
     about = read_json(folder / "dataset.json")
-    if about["data_hash"] != slices.hash:
+    if about.get("format") == OLDER:
+        warnings.warn(f"{folder}: of an older format, whose hash cannot be compared: that it learnt from this {slices.name} is "
+                      "taken on trust; the synthesise command that made it brings it up to date.", stacklevel=2)
+    elif about["data_hash"] != slices.hash:
         made = f"{about['trained_on']}, profile {about['profile']}, hash {about['data_hash']}"
         raise BadRequest(explain(str(folder), f"a data set learnt from {slices.name} with hash {slices.hash}", made,
                                  "Give the --data, --profile and --recipe it was made with."))

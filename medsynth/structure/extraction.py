@@ -5,8 +5,8 @@ boxes, the class of an image, or nothing."""
 
 # %% auto #0
 __all__ = ['LESION_MARGIN_PX', 'OUTLINE_PX', 'SOURCE_MODALITY', 'SOURCE_CHANNEL', 'KNOWN_AS', 'LABEL_KINDS', 'LEAST_BOX_PX',
-           'fit', 'reduce_label', 'extract', 'lesion_in', 'class_of', 'label_set', 'draw_labels', 'kept_boxes',
-           'window_at', 'windowed']
+           'constants_of', 'fit', 'reduce_label', 'extract', 'lesion_in', 'class_of', 'label_set', 'draw_labels',
+           'kept_boxes', 'window_at', 'windowed']
 
 # %% ../../nbs/28_extraction.ipynb #28ext003
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.random import generator
-from .edges import CONSTANTS, structure_map
+from .edges import CONSTANTS, LINE_SHARE, structure_map
 from .lesions import LABEL_TRIES, OPERATIONS, choose_labels, dilate, remove_lesion
 from .mask import MASK_CONSTANTS, organ_mask
 
@@ -31,6 +31,14 @@ SOURCE_MODALITY = dict.fromkeys(_EYES, ("RGB", "RGB")) | {  # of the structure m
     "chest_xray_224": ("X-ray", "X-ray")}
 SOURCE_CHANNEL = dict.fromkeys(_EYES, (1, 0)) | {"tianchi": (1, 1)}  # green and red, the middle slice; else 0, 0
 KNOWN_AS = dict.fromkeys(_EYES, "fundus")  # in CONSTANTS and MASK_CONSTANTS, where it is another name
+
+
+def constants_of(name: str) -> dict:  # plain values, for the data hash too
+    """Gather a data set's constants: of Algorithms 1 and 2, lesion removal, reduction; modality and channel of map, mask."""
+    known = KNOWN_AS.get(name, name)
+    return {"edges": CONSTANTS[known], "mask": MASK_CONSTANTS[known], "margin_px": LESION_MARGIN_PX.get(name, 0),
+            "outline_px": OUTLINE_PX.get(name, 0), "line_share": LINE_SHARE.get(name, 0.0), "modality": SOURCE_MODALITY[name],
+            "channel": SOURCE_CHANNEL.get(name, (0, 0))}
 
 
 def fit(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # (..., *size)
@@ -58,12 +66,12 @@ def extract(
     source: str | None = None,  # modality of the structure map, instead of SOURCE_MODALITY's
 ) -> dict[str, torch.Tensor]:  # m, s (whole), s_free (lesion removed), (N, 1, H, W) each
     """Extract mask and structure map with a data set's constants (Algorithms 1 and 2, lesion removal less OUTLINE_PX)."""
-    (of_map, of_mask), (line, dark) = SOURCE_MODALITY[name], SOURCE_CHANNEL.get(name, (0, 0))
-    known = KNOWN_AS.get(name, name)
-    m = organ_mask(images[of_mask][:, dark, None], **(MASK_CONSTANTS[known] | ({} if fill is None else {"fill": fill})))
-    s = structure_map(images[source or of_map][:, line, None], m, **(CONSTANTS[known] | (edges or {})))
-    outline = s * dilate(m, OUTLINE_PX.get(name, 0) if outline_px is None else outline_px)
-    return {"m": m, "s": s, "s_free": torch.maximum(remove_lesion(s, label, LESION_MARGIN_PX.get(name, 0)), outline)}
+    c = constants_of(name)
+    (of_map, of_mask), (line, dark) = c["modality"], c["channel"]
+    m = organ_mask(images[of_mask][:, dark, None], **(c["mask"] | ({} if fill is None else {"fill": fill})))
+    s = structure_map(images[source or of_map][:, line, None], m, **(c["edges"] | (edges or {})))
+    outline = s * dilate(m, c["outline_px"] if outline_px is None else outline_px)
+    return {"m": m, "s": s, "s_free": torch.maximum(remove_lesion(s, label, c["margin_px"]), outline)}
 
 
 # %% ../../nbs/28_extraction.ipynb #28ext006

@@ -5,11 +5,10 @@ reads."""
 
 # %% auto #0
 __all__ = ['Slices', 'kept', 'present_in', 'having', 'native_label', 'native_patient', 'reduced_patient', 'labels_of',
-           'extra_labels', 'reduced_cohort', 'write_reduced', 'preparation', 'check_present', 'prepare',
-           'misregistered', 'of_few', 'unpaired', 'stand_ins', 'batch_of']
+           'extra_labels', 'reduced_cohort', 'write_reduced', 'check_present', 'prepare', 'misregistered', 'of_few',
+           'unpaired', 'stand_ins', 'batch_of']
 
 # %% ../../nbs/25_slices.ipynb #03503858
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ import torch.nn.functional as F
 
 from ..core.arrays import RowFiles, open_rows, whole_folder
 from ..core.paths import BadRecord, BadRequest, explain, home, read_json, write_json
-from ..core.runs import code_hash
-from ..data.batches import DataRef, batch_rows, data_hash, opened
+from ..data.batches import DataRef, batch_rows, opened
 from ..data.lung_ct import fill_boxes
 from ..data.samples import Cohort, Patient, facts_of, split_patients
-from .edges import LINE_SHARE, reduce_lines
-from .extraction import SOURCE_MODALITY, class_of, extract, fit, kept_boxes, label_set, reduce_label, windowed
+from .edges import reduce_lines
+from .extraction import class_of, constants_of, extract, fit, kept_boxes, label_set, reduce_label, windowed
+from .preparation import changed_hash, needs_of, painted, prepared_hash, version_of
 
 # %% ../../nbs/25_slices.ipynb #4ba57c02
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Slices:
     tensors: dict[str, torch.Tensor]
     label_kind: str = "map"  # one of LABEL_KINDS
     line_share: float = 0.0  # of a cell, for reduce_lines
+    version: str = ""  # of preparation and reader, such as "drive 1.1"
 
     def __getattr__(self, key: str) -> torch.Tensor:
         """Return a tensor by name."""
@@ -120,7 +120,7 @@ def reduced_patient(
     whole = native_patient(cohort, p, p.label.shape[1:] if kind == "boxes" else native, reduce, own_maps, kind, **extraction)
     if kind == "boxes":
         whole = windowed(whole, kept_boxes(p.boxes, reduce), native, p.name)
-    n, m, share = len(whole["x"]), (F.avg_pool2d(whole["m"], reduce) > 0.5).float(), LINE_SHARE.get(cohort.name, 0.0)
+    n, m, share = len(whole["x"]), (F.avg_pool2d(whole["m"], reduce) > 0.5).float(), constants_of(cohort.name)["line_share"]
     label = reduce_label(whole["label"][:, 0], reduce, cohort.n_classes)[:, None]
     if kind == "class":
         label = (torch.from_numpy(p.classes)[:, None, None, None] * (1 - m)).to(torch.uint8)
@@ -177,17 +177,6 @@ def _load(path: Path) -> Slices:
     return Slices(**(about | {k: tuple(about[k]) for k in ("modalities", "patients")}), tensors=tensors)
 
 
-def preparation(
-    ref: DataRef, size: tuple[int, int], reduce: int, phantom: dict | None, needs: tuple[str, ...] | None = None,
-    **extraction: object,
-) -> dict:
-    """Gather all that decides what the prepared slices of a data set are; its hash is the data hash."""
-    settings = {"size": list(size), "reduce": reduce, "code": code_hash("from medsynth.structure.slices import prepare")}
-    if ref.name == "phantom":
-        settings["phantom"] = (phantom or {}) | {"size": [size[0] * reduce, size[1] * reduce]}
-    return settings | ({"needs": list(needs)} if needs else {}) | ({"extraction": extraction} if extraction else {})
-
-
 def check_present(cohort: Cohort) -> None:
     """Raise BadRequest for a modality that no training patient has."""
     train = facts_of(split_patients(cohort)["train"])
@@ -203,7 +192,8 @@ def _write(
     """Fill the cache of one data set, whole or not at all."""
     about = {"name": ref.name, "real": cohort.real, "modalities": cohort.modalities, "label_kind": kind, "hash": digest,
              "n_classes": 1 if kind == "none" else cohort.n_classes, "patients": [f.name for f in facts_of(cohort.patients)],
-             "set_aside": cohort.set_aside, "line_share": LINE_SHARE.get(cohort.name, 0.0)}
+             "set_aside": cohort.set_aside, "line_share": constants_of(cohort.name)["line_share"],
+             "version": f"{cohort.name} {version_of(cohort.name)}"}
     try:
         with whole_folder(path) as made:
             write_reduced(cohort, made, size, reduce, kind, **extraction)
@@ -223,16 +213,13 @@ def prepare(
     **extraction: object,  # own_maps, edges, outline_px: see reduced_patient and extract
 ) -> Slices:
     """Read, check, extract and reduce a data set, once; later calls read the cache. BadRequest when a side is empty."""
-    needs = tuple(sorted(set(SOURCE_MODALITY[ref.name]))) if incomplete else None
-    side_px = side_px or size[0] * reduce
-    settings = preparation(ref, size, reduce, phantom, needs, **extraction)
-    settings |= {"label": [kind, side_px]} if kind != "map" else {}
-    digest = data_hash(ref, settings)
+    digest = prepared_hash(ref, size, reduce, phantom, incomplete, kind, side_px, **extraction)
     path = home() / "cache" / f"{ref.name}-{size[0]}x{size[1]}-{digest}"
     if not path.is_dir():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # repeated, complete, by _load
-            with opened(ref, side_px, settings.get("phantom"), needs) as cohort:
+            paints = painted(ref, size, reduce, phantom)
+            with opened(ref, side_px or size[0] * reduce, paints, needs_of(ref, incomplete)) as cohort:
                 check_present(cohort)
                 _write(ref, cohort, path, digest, size, reduce, kind, **extraction)
     return _load(path)
@@ -246,14 +233,14 @@ def misregistered(slices: Slices, px: int, modality: int = 1) -> Slices:
         return a
 
     both = {n: moved(slices.tensors[n]) for n in ("x", "s_each") if n in slices.tensors}
-    digest = hashlib.sha256(f"{slices.hash} moved {modality} {px}".encode()).hexdigest()[:12]
+    digest = changed_hash(slices.hash, "moved", modality, px)
     return Slices(**(slices.__dict__ | {"hash": digest, "tensors": slices.tensors | both}))
 
 
 def of_few(slices: Slices, n: int) -> Slices:
     """Keep n training patients, their labels alone, and all test patients, to learn what little data does."""
     few = kept(slices, slices.test | torch.isin(slices.patient, slices.patient[~slices.test].unique()[:n]))
-    digest = hashlib.sha256(f"{slices.hash} of {n}".encode()).hexdigest()[:12]
+    digest = changed_hash(slices.hash, "of", n)
     tensors = few.tensors | {"labels": label_set(few.l[~few.test], few.label_kind)}
     return Slices(**(slices.__dict__ | {"hash": digest, "tensors": tensors}))
 
@@ -264,7 +251,7 @@ def unpaired(slices: Slices) -> Slices:
     turn = torch.searchsorted(train, slices.patient)[:, None]
     keeps = (torch.arange(len(slices.modalities)) - turn) % min(len(train), len(slices.modalities)) == 0
     present = (keeps | slices.test[:, None]) & present_in(slices)
-    digest = hashlib.sha256(f"{slices.hash} unpaired".encode()).hexdigest()[:12]
+    digest = changed_hash(slices.hash, "unpaired")
     tensors = slices.tensors | {"x": slices.x * present[:, :, None, None], "present": present}
     return Slices(**(slices.__dict__ | {"hash": digest, "tensors": tensors}))
 

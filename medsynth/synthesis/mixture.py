@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..core.paths import BadRequest, explain, home, write_bytes
-from ..core.runs import Run, code_hash, open_run, run_of
+from ..core.runs import Run, open_run, run_of
+from ..core.versions import drawn_as, versioned
 from ..data.batches import DataRef
 from ..losses.lesion import segmentation_loss
 from ..metrics.vessels import coarse_vessels
@@ -52,6 +53,7 @@ def green(x: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) to (N, 1, H, W)
 SET_SEED = 6000  # of the synthetic training images; chains have seeds of their own
 
 
+@versioned("drawing/learnt")
 def as_read(cases: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:  # x, l uint8, as `readable` gives them
     """Label synthetic cases (x, s, m, label) as a reader learns them."""
     if kind != "none":
@@ -61,8 +63,8 @@ def as_read(cases: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor
 
 def synthetic_set(chain: str, slices: Slices, n: int) -> dict[str, torch.Tensor]:  # x (n, C, H, W), l (n, 1, H, W) uint8
     """Draw n labelled images of a finished chain (the id of its run), or read them from the cache."""
-    run, code = open_run(chain), code_hash("from medsynth.synthesis.mixture import synthetic_set")
-    path = home() / "cache" / f"learnt-{run.id}-{SET_SEED}-{n}-{code}.safetensors"
+    run, version = open_run(chain), drawn_as("drawing/maps", "drawing/cases", "drawing/learnt")
+    path = home() / "cache" / f"learnt-{run.id}-{version}-{SET_SEED}-{n}.safetensors"
     if not path.exists():
         with torch.random.fork_rng([]):  # a reader starts from the same weights, drawn or found
             cases = synthesise_all(painter_of(*plan_of(run), slices), SET_SEED, n)
@@ -98,6 +100,8 @@ def learnt_from(slices: Slices, trained_on: str, chain: str, n_synthetic: int) -
 class VesselReader(Processor):
     """A stage: the U-net segmenter of vessels in green, from real, synthetic or both kinds of eyes (Table 6)."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices, seed: int,
@@ -115,6 +119,8 @@ class VesselReader(Processor):
 class ClassReader(Classifier):
     """A stage: the VGG11 classifier of films, from real, synthetic or both kinds (Table 7)."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices, seed: int,
@@ -130,6 +136,8 @@ class ClassReader(Classifier):
 
 class BoxReader(Detector):
     """A stage: the SSD detector of nodules, from real, synthetic or both kinds of windows (Table 8)."""
+
+    version = 1
 
     def __init__(
         self,

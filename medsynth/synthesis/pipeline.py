@@ -15,6 +15,7 @@ import torch
 
 from ..core.random import normal, uniform
 from ..core.runs import Run, load_checkpoint
+from ..core.versions import versioned
 from ..data.batches import DataRef
 from ..nets.critics import Critic
 from ..nets.unet import UNet
@@ -120,6 +121,7 @@ def score_cases(painter: Painter, x: torch.Tensor, label: torch.Tensor) -> dict[
 CHUNK = 8
 
 
+@versioned("drawing/cases")
 @torch.no_grad()
 def draw_chunk(
     painter: Painter,

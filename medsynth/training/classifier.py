@@ -35,6 +35,8 @@ def class_weights(classes: torch.Tensor, n_classes: int) -> torch.Tensor:  # (n_
 class Classifier:
     """A stage: the class of an image, cross-entropy, images moved and brightened at random."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices, seed: int,

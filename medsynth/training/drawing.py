@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'RIM_PX', 'map_size', 'latent_of', 'draw_maps', 'training_de
 import torch
 
 from ..core.random import normal
+from ..core.versions import versioned
 from ..nets.vae import CellDecoder
 from ..structure.lesions import dilate
 from ..structure.mask import fill_holes
@@ -27,6 +28,7 @@ def latent_of(nets: dict) -> int:
     return nets["G_s" if "G_s" in nets else "vae"].latent
 
 
+@versioned("drawing/maps")
 @torch.no_grad()
 def draw_maps(
     nets: dict,  # "vae", "flow", "refiner" and "G_m", or "G_s" and "G_m" (chapter 58)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class LesionJudge:
     """A stage: a dilated segmenter of one modality on real training images, which took no part in training G."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices,
@@ -85,6 +87,8 @@ def one_by_one(data: Slices, b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
 # %% ../../nbs/56_judges.ipynb #b27fe57a
 class ModalityJudge:
     """A stage: a dilated classifier that tells the modality of an image, on real training images."""
+
+    version = 1
 
     def __init__(
         self, slices: Slices, seed: int, needs: dict, fabric: "Fabric",
@@ -158,6 +162,8 @@ def right_answers(net: FeatureNet, data: Slices) -> dict[str, float]:  # questio
 class Features:
     """A stage: VGG11 with 64 features that answers questions_of, on real training images."""
 
+    version = 1
+
     def __init__(
         self, slices: Slices, seed: int, needs: dict, fabric: "Fabric", batch: int = 6, steps: int = 400, lr: float = 1e-3,
     ):
@@ -206,6 +212,8 @@ def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Te
 # %% ../../nbs/56_judges.ipynb #a4792bd5
 class TranslationJudge:
     """A stage: a translator by the supervised term alone, on synthetic or on real registered images."""
+
+    version = 1
 
     def __init__(
         self, slices: Slices, seed: int, needs: dict, fabric: "Fabric", trained_on: str = "synthetic", n_cases: int = 200,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 class Stage(Protocol):
     """What the loop trains: networks, optimisers, a step, and rows of images to look at afterwards."""
 
+    version: int  # raised when the same settings and data give other numbers; a run's name depends on it
     nets: dict[str, torch.nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
 
@@ -156,7 +157,8 @@ def _finish(run: Run, stage: Stage, steps: int, seconds: float) -> None:
     stage.picture().savefig(run.path / "picture.png", dpi=90)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_json(run.path / "done.json", {"steps": steps, "minutes": round(seconds / 60, 3), "peak_mb": round(peak_mb),
-                                        "processes": processes()[1], "environment": environment()})
+                                        "processes": processes()[1], "environment": environment(),
+                                        **{n: v for n, v in read_json(run.path / "params.json").items() if n == "resumed_under"}})
     for old in run.path.glob("step_*.safetensors"):
         old.unlink()
 

@@ -55,6 +55,8 @@ def jitter(
 class Processor:
     """A stage: the segmenter G_l,i of one modality, weighted cross-entropy or eq. (22), data moved at random."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices, seed: int,

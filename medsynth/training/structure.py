@@ -40,6 +40,8 @@ def code_terms(nets: dict, d: torch.Tensor, sd: float) -> dict[str, torch.Tensor
 class Density:
     """A stage: E_s and G_s on the coarse density with D_z, and G_m."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices,
@@ -153,6 +155,8 @@ def line_terms(
 # %% ../../nbs/52_structure.ipynb #56bef3d8
 class Lines:
     """A stage: the refiner and D_s, on densities of the frozen VAE."""
+
+    version = 1
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ FOCUS = {"lesion": lesion_weight, "mask": lambda m, label: m}  # how (18)'s seco
 class Pretraining:
     """A stage: G from real maps, masks and labels to their real images (eq. 18)."""
 
+    version = 1
+
     def __init__(
         self,
         slices: Slices, seed: int,
@@ -193,6 +195,9 @@ def edge_numbers(
 # %% ../../nbs/54_synthesis.ipynb #d5a3d8ad
 class Synthesis:
     """A stage: G and D on generated maps with frozen readers (eqs. 13 to 17)."""
+
+    version = 1
+    default_weights = WEIGHTS
 
     def __init__(
         self,

@@ -5,8 +5,8 @@ are in chapter 61."""
 
 # %% auto #0
 __all__ = ['STAGES', 'SHARED', 'MAPS', 'READERS', 'LABELS', 'DATA_CHANGES', 'add_stage', 'builds_on', 'networks_for',
-           'check_request', 'check_changes', 'slices_for', 'load_slices', 'stage_settings', 'plan', 'plan_of',
-           'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold', 'estimated_minutes']
+           'check_request', 'check_changes', 'slices_for', 'load_slices', 'default_settings', 'stage_settings', 'plan',
+           'plan_of', 'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold', 'estimated_minutes']
 
 # %% ../../nbs/55_tasks.ipynb #2018988e
 import inspect
@@ -146,22 +146,27 @@ def load_slices(data: DataRef, profile: str, recipe: str = "mended") -> Slices:
     return slices_for(data, profile, {}, recipe)
 
 # %% ../../nbs/55_tasks.ipynb #6ca088c6
+@cache
+def default_settings(stage: str) -> dict:  # argument -> value
+    """List a stage's arguments with their defaults, the weights of its losses included."""
+    takes = inspect.signature(STAGES[stage]).parameters.values()
+    given = {p.name: p.default for p in takes if p.default is not p.empty}
+    return given | getattr(STAGES[stage], "default_weights", {})
+
+
 def stage_settings(stage: str, recipe: str, profile: str, changes: dict, task: str = "brain") -> dict:
-    """Merge profile, task, recipe and changes (`name`, or `stage.name` for any stage) into a stage's arguments."""
+    """Write out a stage's arguments: defaults, profile, task, recipe, changes (`name`, or `stage.name` for any stage)."""
     named = {n.partition(".")[2]: v for n, v in changes.items() if n.startswith(f"{stage}.")}
     own = {n: v for n, v in changes.items() if "." not in n}
     of_task = TASK_SETTINGS[task].get(profile, {}).get(stage, {})
     settings = STAGE_SETTINGS[profile][stage] | of_task | RECIPES[recipe].get(stage, {}) | own | named
-    takes = inspect.signature(STAGES[stage]).parameters
-    known = {n for n, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD} - {"slices", "seed", "needs", "fabric"}
-    if any(p.kind is p.VAR_KEYWORD for p in takes.values()):  # the weights of its losses
-        known |= set(inspect.getmodule(STAGES[stage]).WEIGHTS)
+    defaults = default_settings(stage)
     check_settings(settings)
-    unknown = sorted(settings.keys() - known - SETTINGS.keys())
+    unknown = sorted(settings.keys() - defaults.keys() - SETTINGS.keys())
     if unknown:
-        raise BadRequest(explain(f"--set {stage}.{unknown[0]}", f"one of {', '.join(sorted(known))}", unknown[0],
+        raise BadRequest(explain(f"--set {stage}.{unknown[0]}", f"one of {', '.join(sorted(defaults))}", unknown[0],
                                  "Check its name."))
-    return settings
+    return defaults | settings
 
 # %% ../../nbs/55_tasks.ipynb #97a9d78d
 def plan(
@@ -176,6 +181,7 @@ def plan(
              for s, extra in builds_on(stage, len(slices.modalities), settings, slices.label_kind)]
     params = {"task": task, "stage": stage, "data": data.name, "data_hash": slices.hash, "recipe": recipe,
               "profile": profile, "seed": seed, "settings": settings, "builds_on": [run.id for run, _ in below],
+              "version": STAGES[stage].version,
               "code": code_hash(f"from {STAGES[stage].__module__} import {STAGES[stage].__name__}")}
     moved = {n: v for n, v in changes.items() if n.startswith("data.")}
     more = {"data_changes": moved} if moved else {}
@@ -250,5 +256,6 @@ def estimated_minutes(run: Run) -> float:
     if run.done:
         return read_json(run.path / "done.json")["minutes"]
     p, (h, w) = run.params, scale_of(*(run.params[n] for n in ("task", "profile", "data"))).size
-    scale = h * w / (96 * 80) * (p["settings"].get("width", 16) / 16 if p["stage"] not in ("density", "lines") else 1)
+    wider = p["settings"]["width"] / default_settings(p["stage"])["width"] if "width" in p["settings"] else 1
+    scale = h * w / (96 * 80) * (wider if p["stage"] not in ("density", "lines") else 1)
     return batches_of(run) * seconds_of(p["task"], p["stage"]) * scale / 60

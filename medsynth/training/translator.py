@@ -104,6 +104,9 @@ WEIGHTS = {"cycle": 10.0, "supervised": 20.0, "adversarial": 0.1, "modality": 0.
 class Translator:
     """A stage: G_t and D_t on real images, by eqs. (19) to (21) and the supervised term."""
 
+    version = 1
+    default_weights = WEIGHTS
+
     def __init__(
         self,
         slices: Slices, seed: int,

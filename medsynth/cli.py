@@ -5,7 +5,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'run_reproduce', 'run_train', 'describe_run', 'run_runs', 'run_synthesise', 'run_quality', 'run_publish',
-           'make_parser', 'add_options', 'add_synthesise', 'add_quality', 'main']
+           'make_parser', 'add_options', 'add_runs', 'add_synthesise', 'add_quality', 'main']
 
 # %% ../nbs/92_cli.ipynb #cacfb26a
 import argparse
@@ -26,6 +26,7 @@ from .evaluation.catalogue import ARTEFACTS, check_names, reproduce, reproduce_p
 from .evaluation.data_check import add_data, run_data
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
 from .evaluation.request import add_request, parse_changes, parse_range, request_of, slices_asked
+from .evaluation.stale import all_stale, describe_stale, prune
 from .synthesis.dataset import FORMATS, contact_sheet
 from .synthesis.own_labels import own_labels
 from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
@@ -84,7 +85,12 @@ def describe_run(run: Run) -> str:
 
 
 def run_runs(args: argparse.Namespace) -> int:
-    """List runs, draw one run's losses beside its folder's picture, or write event files for TensorBoard."""
+    """List runs (or what no request names), draw one run's losses, write event files for TensorBoard, or remove what is stale."""
+    if args.action == "prune":
+        return prune(args)
+    if args.stale:
+        print(describe_stale(all_stale(tuple(args.data))))
+        return 0
     if args.action == "list":
         for run in list_runs():
             print(describe_run(run))
@@ -173,7 +179,7 @@ COMMANDS = {
     "reproduce": (run_reproduce, "make figures and tables",
                   "medsynth reproduce fig_16 --data brain_ms=/data/brain_ms --profile demo"),
     "train": (run_train, "train a stage and what it builds on", "medsynth train brain synthesis --set synthesis.lr=1e-4"),
-    "runs": (run_runs, "list runs, show one, or write them for TensorBoard", "medsynth runs show brain-phantom-synthesis"),
+    "runs": (run_runs, "list runs, show one, find stale ones, prune", "medsynth runs show brain-phantom-synthesis"),
     "synthesise": (run_synthesise, "draw a synthetic data set", "medsynth synthesise brain --n 100 --seed 0 --out cases"),
     "quality": (run_quality, "judge a chain, a run or a folder of images",
                 "medsynth quality brain --data brain_ms=/data/brain_ms --profile demo"),
@@ -203,8 +209,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["reproduce"].add_argument("--dry-run", action="store_true", help="print trainings, steps and estimated minutes")
     made["train"].add_argument("task", help=f"of {', '.join(TASKS)}")
     made["train"].add_argument("stage", nargs="?", default="synthesis", help=f"of {', '.join(STAGES)} (default synthesis)")
-    made["runs"].add_argument("action", nargs="?", default="list", choices=("list", "show", "tensorboard"))
-    made["runs"].add_argument("run", nargs="?", help="id, start of an id, or path of a run")
+    add_runs(made["runs"])
     made["synthesise"].add_argument("task", help=f"of {', '.join(TASKS)}")
     made["synthesise"].add_argument("--n", type=int, default=16, help="number of cases kept (default 16)")
     made["synthesise"].add_argument("--out", required=True, help="folder of the data set; an interrupted one is completed")
@@ -229,6 +234,18 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
 
 # %% ../nbs/92_cli.ipynb #ec9896e9
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add what `runs` takes."""
+    parser.add_argument("action", nargs="?", default="list", choices=("list", "show", "tensorboard", "prune"),
+                        help="list (default), show one, write for TensorBoard, or prune: remove what --stale lists, after asking")
+    parser.add_argument("run", nargs="?", help="id, start of an id, or path of a run")
+    parser.add_argument("--stale", action="store_true", help="list runs, drawn sets and prepared slices that no request names "
+                        "today (a raised version, changed data), with megabytes and the reason")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="where a data set lies that is not "
+                        "under $MEDSYNTH_DATA, for --stale and prune; may be repeated (what is not at hand is kept)")
+    parser.add_argument("--yes", action="store_true", help="prune without asking")
+
+
 def add_synthesise(parser: argparse.ArgumentParser) -> None:
     """Add what `synthesise` takes besides task, number, seeds and folder."""
     parser.add_argument("--label", metavar="FILE", help="your own lesion label, class numbers as PNG, TIFF, NPY or NIfTI; record "

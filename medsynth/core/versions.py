@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import cache, wraps
 
 # %% ../../nbs/29_versions.ipynb #69e53208
-_DECLARED: dict[str, int] = {}  # name -> version, of all that has been imported
-_USED: dict[str, int] = {}  # the same, of what this process has computed with
+_DECLARED: dict[str, Callable] = {}  # name -> function with a `version`, of all that has been imported
+_USED: dict[str, int] = {}  # name -> version, of what this process has computed with
 
 
 def versioned(
@@ -22,20 +22,19 @@ def versioned(
     version: int = 1,  # raised when the same input gives another number
 ) -> Callable:
     """Declare the version of a function; each call is noted, for the provenance of what is made of its numbers."""
-    _DECLARED[name] = version
-
     def declare(function: Callable) -> Callable:
         @wraps(function)
         def noted(*args: object, **kwargs: object) -> object:
             _USED[name] = version
             return function(*args, **kwargs)
+        noted.version, _DECLARED[name] = version, noted
         return noted
     return declare
 
 # %% ../../nbs/29_versions.ipynb #116c3fbf
 @cache
-def declared() -> dict[str, int]:  # name -> version
-    """List every version that the package declares; its modules are imported for it."""
+def declared() -> dict[str, Callable]:  # name -> function, whose `version` it is
+    """List every function of the package that declares a version; its modules are imported for it."""
     package = importlib.import_module(__name__.partition(".")[0])
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.name.endswith("__main__"):
@@ -45,8 +44,8 @@ def declared() -> dict[str, int]:  # name -> version
 
 def drawn_as(*names: str) -> str:  # such as "v1.1"
     """Word the versions behind what is kept in a cache, and note them as used; KeyError where nothing of a name is declared."""
-    _USED.update((name, _DECLARED[name]) for name in names)
-    return "v" + ".".join(str(_DECLARED[name]) for name in names)
+    _USED.update((name, _DECLARED[name].version) for name in names)
+    return "v" + ".".join(str(_DECLARED[name].version) for name in names)
 
 
 def used() -> dict[str, int]:  # name -> version

@@ -186,7 +186,8 @@ def is_current(name: str, request: Request) -> bool:
 def measured_alike(versions: dict[str, int | str]) -> bool:
     """Tell whether what an artefact was measured and drawn with has the same versions now."""
     now = declared()
-    return all(now.get(n) == v for n, v in versions.items() if n.startswith(("measure/", "drawing/")))
+    measured = {n: v for n, v in versions.items() if n.startswith(("measure/", "drawing/"))}
+    return all(n in now and now[n].version == v for n, v in measured.items())
 
 # %% ../../nbs/83_catalogue.ipynb #c4aa5046
 def make_artefact(name: str, request: Request) -> Path:  # the executed notebook

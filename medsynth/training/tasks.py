@@ -5,8 +5,9 @@ are in chapter 61."""
 
 # %% auto #0
 __all__ = ['STAGES', 'SHARED', 'MAPS', 'READERS', 'LABELS', 'DATA_CHANGES', 'add_stage', 'builds_on', 'networks_for',
-           'check_request', 'check_changes', 'slices_for', 'load_slices', 'default_settings', 'stage_settings', 'plan',
-           'plan_of', 'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets', 'unfold', 'estimated_minutes']
+           'check_request', 'check_changes', 'prepared_hashes', 'slices_for', 'load_slices', 'default_settings',
+           'stage_settings', 'plan', 'plan_of', 'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets',
+           'unfold', 'estimated_minutes']
 
 # %% ../../nbs/55_tasks.ipynb #2018988e
 import inspect
@@ -20,6 +21,7 @@ from ..core.random import key
 from ..core.runs import Run, code_hash, load_checkpoint, open_run, run_of
 from ..data.batches import DataRef
 from ..structure.edges import structure_map
+from ..structure.preparation import changed_hash, prepared_hash
 from ..structure.slices import Slices, misregistered, of_few, prepare, unpaired
 from .classifier import Classifier
 from .detector import Detector, DetectorJudge
@@ -119,6 +121,22 @@ def check_changes(changes: dict) -> None:
                                      stage if stage != "data" else name, "Check its name."))
 
 
+def _wanted(changes: dict, recipe: str) -> tuple[dict, int, int, bool]:  # options of prepare; moved_px, patients, unpaired
+    """Part a recipe's and a request's changes of the data into options of preparation and what is made of its result."""
+    wanted = RECIPES[recipe].get("data", {}) | {n[5:]: v for n, v in changes.items() if n.startswith("data.")}
+    return wanted, wanted.pop("moved_px", 0), wanted.pop("patients", 0), wanted.pop("unpaired", False)
+
+
+def prepared_hashes(data: DataRef, profile: str, changes: dict, recipe: str = "mended") -> tuple[str, str]:
+    """Return the hash that slices_for's result has, and that of the prepared slices it is made of; prepares nothing."""
+    (wanted, px, few, apart), scale = _wanted(changes, recipe), scale_of(data.task, profile, data.name)
+    kind, options = TASKS[data.task]["label"], {"side_px": scale.side_px, **wanted}
+    base = digest = prepared_hash(data, scale.size, scale.reduce, scale.phantom, kind=kind, **options)
+    for what in (("moved", 1, px) if px else (), ("of", few) if few else (), ("unpaired",) if apart else ()):
+        digest = changed_hash(digest, *what) if what else digest
+    return digest, base
+
+
 @cache
 def _prepared(data: DataRef, profile: str, extraction: str) -> Slices:
     """Prepare a data set at a profile's size, or read it from the cache; `extraction` is JSON, so that it can be a key."""
@@ -129,8 +147,7 @@ def _prepared(data: DataRef, profile: str, extraction: str) -> Slices:
 def slices_for(data: DataRef, profile: str, changes: dict, recipe: str = "mended") -> Slices:
     """Prepare a data set as a recipe has it, with the changes `data.*`; the first three are made of what was read."""
     check_changes(changes)
-    wanted = RECIPES[recipe].get("data", {}) | {n[5:]: v for n, v in changes.items() if n.startswith("data.")}
-    px, few, apart = wanted.pop("moved_px", 0), wanted.pop("patients", 0), wanted.pop("unpaired", False)
+    wanted, px, few, apart = _wanted(changes, recipe)
     slices = _prepared(data, profile, json.dumps(wanted, sort_keys=True))
     if len(slices.modalities) < 2 and (px or apart):
         raise BadRequest(explain(f"--set data.{'moved_px' if px else 'unpaired'}", "two modalities", "one", "Leave it out."))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import isnan
 
 from ..core.paths import BadRequest, explain, repository
+from ..core.versions import versioned
 from ..metrics.intervals import Estimate
 
 # %% ../../nbs/94_ablation.ipynb #ab1a0005
@@ -124,6 +125,7 @@ def order_of(values: dict[str, float], better: str = "higher") -> str:
     return "".join(part for pair in zip(ranked, [*signs, ""], strict=True) for part in pair)
 
 
+@versioned("measure/pairs_agreeing")
 def pairs_agreeing(
     ours: dict[str, float], theirs: dict[str, float], better: str = "higher"
 ) -> tuple[int, int]:  # how many, of how many

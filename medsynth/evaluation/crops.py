@@ -16,6 +16,7 @@ from itertools import zip_longest
 import torch
 import torch.nn.functional as F
 
+from ..core.versions import versioned
 from ..data.chest_xray import KINDS
 from ..metrics.images import n_scales
 from ..metrics.intervals import Measure, bootstrap, difference, in_turn
@@ -80,6 +81,7 @@ def cropped_court(court: Court, name: str) -> Court:
     return Court(**(court.__dict__ | {"test": test}))
 
 
+@versioned("measure/table_crops")
 def crop_numbers(
     court: Court, subject: Subject, names: tuple[str, ...] = tuple(CROPS)
 ) -> dict[str, dict[str, Number]]:  # crop -> ms_ssim, distance
@@ -121,6 +123,7 @@ def scales_of(court: Court) -> dict[str, int]:  # what is looked at -> scales of
     return {name: n_scales(*((BOX_PX, BOX_PX) if name == "box crop" else size)) for name in CROPS}
 
 # %% ../../nbs/97_crops.ipynb #cd1a0014
+@versioned("measure/table_crops_short_of_real")
 def crop_verdict(numbers: dict[str, dict[str, dict[str, Number]]]) -> str:
     """Word how far synthetic images fall short of real ones in MS-SSIM, whole and cropped, and whether crops less so."""
     n_seeds = numbers["synthetic"]["whole image"]["ms_ssim"].n_seeds
@@ -177,6 +180,7 @@ def sides_of(request: Request, court: Court) -> tuple[Subject, Subject, Subject]
     return ours, gan_subject(request, ours.modalities, court.test.size, n), real_subject(court, n)
 
 
+@versioned("measure/table_sets")
 def set_numbers(
     court: Court, ours: Subject, gan: Subject, real: Subject
 ) -> dict[str, dict[str, dict[str, Number]]]:  # images (synthetic, real) -> looked at -> ms_ssim, distance
@@ -195,6 +199,7 @@ def set_numbers(
 LEAST_ALIKE = 0.1  # MS-SSIM of real pairs below which it says nothing: such images are not aligned
 
 
+@versioned("measure/table_above_gan")
 def against_gan(numbers: dict, minutes: tuple[float, float]) -> dict[str, str]:  # minutes of ours, of GAN#
     """Word how much better all seeds of ours are than GAN#'s in turn, and whether that is sure."""
     ours, theirs = (numbers["synthetic"][name] for name in ("whole image", RIVAL))
@@ -229,6 +234,7 @@ def exact_numbers(numbers: dict[str, dict[str, dict[str, Number]]]) -> dict[str,
             for images, looked in numbers.items()}
 
 # %% ../../nbs/97_crops.ipynb #cd1b0008
+@versioned("measure/line_share")
 def line_share(s: torch.Tensor, m: torch.Tensor) -> float:  # in [0, 1]
     """Measure how much of the organ is line."""
     return round(float((s * (1 - m)).sum() / (1 - m).sum()), 4)

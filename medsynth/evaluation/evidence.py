@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..core.runs import Run
+from ..core.versions import versioned
 from ..losses.lesion import guidance_loss
 from ..losses.reconstruction import registration_loss
 from ..metrics.intervals import Estimate, bootstrap, difference
@@ -106,6 +107,7 @@ def by_unit(values: torch.Tensor, units: torch.Tensor) -> np.ndarray:  # (U, c)
     return np.stack([values[units == u].double().sum(0).numpy() for u in units.unique()])
 
 
+@versioned("measure/compared_departure")
 def compare(
     departure: str, measure: str,
     thesis: np.ndarray, mended: np.ndarray,  # (U, c) sums of the same units
@@ -121,11 +123,13 @@ def compare(
     return Comparison(departure, measure, a, b, difference(of(thesis), of(mended), counts, unit=unit), expected, real)
 
 
+@versioned("measure/mean_of_sums")
 def mean_of(sums: np.ndarray) -> float:
     """Divide a sum by a count, or a sum by another."""
     return float(sums[0] / sums[1]) if sums[1] else float("nan")
 
 # %% ../../nbs/98_evidence.ipynb #25527b6f
+@versioned("measure/painted_by_generator")
 @torch.no_grad()
 def painted(net: UNet, slices: Slices) -> tuple[torch.Tensor, torch.Tensor]:  # (N, k, H, W) in [0, 1], (N,) ranks from 1
     """Paint the modalities of real maps, masks and labels, and measure the rank of the encoder's features, slice by slice."""
@@ -138,30 +142,35 @@ def painted(net: UNet, slices: Slices) -> tuple[torch.Tensor, torch.Tensor]:  # 
     return torch.cat(images), torch.tensor(ranks)
 
 
+@versioned("measure/between_modalities")
 def between(x: torch.Tensor) -> torch.Tensor:  # (N,)
     """Measure how far apart the modalities of each image (N, k, H, W) are: the mean absolute difference of two of them."""
     k = x.shape[1]
     return (x[:, :, None] - x[:, None]).abs().sum((1, 2)).mean((1, 2)) / max(k * (k - 1), 1)
 
 # %% ../../nbs/98_evidence.ipynb #eb2c1dce
+@versioned("measure/critic_answers")
 @torch.no_grad()
 def answers(critic: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:  # (N, k)
     """Ask a critic about each modality of images (N, k, H, W): the mean of d over the image."""
     return torch.cat([critic(part.flatten(0, 1)[:, None])[0].mean((1, 2, 3)).view(len(part), -1) for part in x.split(16)])
 
 
+@versioned("measure/lesion_pixels")
 def pixels(read: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:  # (N, 3)
     """Count true positive, false positive and false negative lesion pixels of class maps (N, 1, H, W)."""
     a, b = (read > 0).flatten(1), (truth > 0).flatten(1)
     return torch.stack([(a & b).sum(1), (a & ~b).sum(1), (~a & b).sum(1)], 1).double()
 
 
+@versioned("measure/dice_of_sums")
 def dice_of_sums(sums: np.ndarray) -> float:  # in [0, 1], nan without a lesion
     """Compute Dice from summed true positives, false positives and false negatives."""
     total = 2 * sums[0] + sums[1] + sums[2]
     return float(2 * sums[0] / total) if total else float("nan")
 
 
+@versioned("measure/guide_fooled")
 def fooled(
     guide: UNet,  # a lesion processor
     canvas: torch.Tensor,  # (N, 1, H, W) images without a lesion
@@ -180,6 +189,7 @@ def fooled(
     return (canvas + limit * change.tanh() * (1 - m)).clamp(0, 1).detach()
 
 # %% ../../nbs/98_evidence.ipynb #bdbd92e5
+@versioned("measure/registration_seen")
 @torch.no_grad()
 def registration_seen(translator: UNet, x: torch.Tensor, px: int = 3) -> dict[str, float]:  # what was done -> (16), relative
     """Measure (16) on real images (N, k, H, W) that were blurred four times by 3x3, moved together, or one of them alone."""
@@ -198,6 +208,7 @@ def registration_seen(translator: UNet, x: torch.Tensor, px: int = 3) -> dict[st
     return {n: price(y) / price(x) for n, y in done.items()}
 
 
+@versioned("measure/edge_sums")
 def edge_sums(x: torch.Tensor, s: torch.Tensor, m: torch.Tensor) -> torch.Tensor:  # (N, 5)
     """Sum the edges of images (N, k, H, W) on and off a map's lines in the organ, the pixels of both, and the mean edge."""
     edges, organ = edge_map(x).mean(1, keepdim=True), 1 - m
@@ -206,6 +217,7 @@ def edge_sums(x: torch.Tensor, s: torch.Tensor, m: torch.Tensor) -> torch.Tensor
     return torch.stack([*parts, *areas, edges.mean((1, 2, 3))], 1)
 
 
+@versioned("measure/edges_on_lines")
 def on_lines(sums: np.ndarray) -> float:
     """Divide the mean edge on the map's lines by that elsewhere in the organ, from edge_sums."""
     return float((sums[0] / max(sums[2], 1)) / max(sums[1] / max(sums[3], 1), 1e-6))

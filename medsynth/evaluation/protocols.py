@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..core.versions import versioned
 from ..metrics.images import ms_ssim, pairs_between, pairs_within
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from .ablation import METRICS, ablation_at
@@ -36,6 +37,7 @@ class Number:
     n_events: int | None = None  # cases that the measure hangs on, where they are few
 
 
+@versioned("measure/table_estimate")
 def estimate_of(number: Number) -> Estimate:
     """Estimate a number with its interval."""
     return bootstrap(number.measure, number.counts, number.n_seeds, number.unit, **number.options, least=number.least)
@@ -46,6 +48,7 @@ def said_plainly(value: Estimate) -> str:
     return "-" if np.isnan(value.value) else value.short
 
 
+@versioned("measure/table_gap")
 def gap_of(name: str, early: Number, late: Number) -> Estimate:  # above 0: the later one is better
     """Estimate how much better the later of two numbers is, over the seeds, patients and cases that both have."""
     a, b = (late, early) if METRICS[name].better == "higher" else (early, late)
@@ -53,6 +56,7 @@ def gap_of(name: str, early: Number, late: Number) -> Estimate:  # above 0: the 
     return difference(a.measure, b.measure, counts, min(a.n_seeds, b.n_seeds), a.unit, **a.options)
 
 # %% ../../nbs/95_protocols.ipynb #bc1a0008
+@versioned("measure/table_likeness")
 def likeness(court: Court, x: list[torch.Tensor]) -> Number:
     """Measure MS-SSIM of seeded one-to-one pairs with held-out images, drawn over their patients."""
     test, owner = court.test.x.cpu(), court.test.patient.cpu().numpy()
@@ -63,6 +67,7 @@ def likeness(court: Court, x: list[torch.Tensor]) -> Number:
     return Number(lambda s, r: float(values[s][rows_of(groups, r["patients"])].mean()), size, "patients", len(x))
 
 
+@versioned("measure/table_within_set")
 def within_set(court: Court, x: list[torch.Tensor]) -> Number:
     """Measure MS-SSIM of seeded pairs of a set's own images, its lack of variety."""
     i, j = pairs_within(len(x[0]), 0)
@@ -70,6 +75,7 @@ def within_set(court: Court, x: list[torch.Tensor]) -> Number:
     return Number(lambda s, r: float(values[s][r["pairs"]].mean()), {"pairs": len(i)}, "pairs", len(x))
 
 
+@versioned("measure/table_distance")
 def nearness(court: Court, x: list[torch.Tensor]) -> Number:
     """Measure the Frechet distance (own features, never FID) to held-out images, modalities pooled."""
     sets, test = [features_by_case(court, v) for v in x], features_by_case(court, court.test.x)
@@ -77,18 +83,21 @@ def nearness(court: Court, x: list[torch.Tensor]) -> Number:
     return Number(distance(sets, test, court.patients), sizes, "patients", len(x), {"draws": 200, "recentre": True}, 0.0)
 
 
+@versioned("measure/table_modality_right")
 def recognised(court: Court, x: list[torch.Tensor]) -> Number:
     """Measure how often the judge recognises an image's modality."""
     sure = [right_modality(court, v) for v in x]
     return Number(lambda s, r: float((sure[s][r["cases"]] > 0).mean()), {"cases": len(x[0])}, "cases", len(x))
 
 # %% ../../nbs/95_protocols.ipynb #bc1a0009
+@versioned("measure/table_lesion_dice")
 def read_back(court: Court, subject: Subject, reading: Reading, n: int) -> Number:
     """Measure the judges' Dice on the first n cases over theirs on real patients."""
     counts = case_counts(court, subject, n)
     return Number(dice_ratio(reading, counts), {"cases": n, "patients": len(court.patients)}, "patients", len(counts))
 
 
+@versioned("measure/table_outside")
 def beyond(court: Court, subject: Subject, reading: Reading) -> Number:
     """Measure the share of lesion pixels that the judges read outside the organ, in all cases: they are few."""
     counts = [outside_counts(court, reading.fit, c, len(c["x"])) for c in subject.sets]
@@ -112,6 +121,7 @@ def numbers_of(
     return {name: made[name]() for name in names}
 
 
+@versioned("measure/table_shift")
 def shift_of(subject: Subject) -> Number:
     """Measure the median shift between modalities of the first cases."""
     shifts = shifts_of(subject)

@@ -16,6 +16,7 @@ import torch
 from skimage.measure import label as components
 from skimage.measure import regionprops
 
+from ..core.versions import versioned
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from ..metrics.lesion import auc, mean_average_precision, plane_mse, region
 from ..training.processors import read_labels
@@ -83,6 +84,7 @@ def modality_dice(counts: list[list[np.ndarray]], modality: int, unit: str) -> E
     return bootstrap(lambda s, r: dice_of(counts[s][modality][r[unit]].sum(0)), size, len(counts), unit)
 
 # %% ../../nbs/89_reading.ipynb #59fd6ac7
+@versioned("measure/row_lesion")
 def lesion_row(court: Court, subject: Subject, controls: dict[str, Subject]) -> Row:
     """Measure whether lesions are where the label says, beside chains without the label input and without L_les."""
     words = ("lesion", "lesion where the label says", "judge's Dice on synthetic / on real test patients")
@@ -120,6 +122,7 @@ def outside_counts(court: Court, fit: list[int], cases: dict[str, torch.Tensor],
 MOST_BY_CHANCE = 6  # fewer cases that differ, all one way, are no evidence (paired sign test, p > 0.05)
 
 
+@versioned("measure/row_inside")
 def inside_row(court: Court, subject: Subject, controls: dict[str, Subject]) -> Row:
     """Measure the share of lesion pixels outside the organ, beside labels taken without Algorithm 4."""
     words = ("inside", "lesions inside the organ", "share of lesion pixels read back outside m")
@@ -204,6 +207,7 @@ N_READ = 200  # cases a seed; boxes are slow
 
 
 
+@versioned("measure/row_lesion_measures")
 def measures_row(court: Court, subject: Subject) -> Row:
     """Report Tables 4 to 8's measures of the best judge, on synthetic cases and on real test patients."""
     words = ("read back", "lesions by other measures", "IoU of the best judge's reading with the label", "none")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..core.versions import versioned
 from ..metrics.images import psnr, ssim
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference
 from ..metrics.registration import case_shift
@@ -108,6 +109,7 @@ def right_modality(court: Court, x: torch.Tensor) -> np.ndarray:  # (N, k) proba
     return torch.where(chance.argmax(2) == torch.tensor(columns), sure, sure - 1).numpy()
 
 
+@versioned("measure/row_modality")
 def modality_row(court: Court, subject: Subject) -> Row:
     """Measure how often the judge recognises a synthetic image's modality."""
     sure = [right_modality(court, c["x"]) for c in subject.sets]
@@ -134,6 +136,7 @@ def middle(shifts: list[np.ndarray]) -> Measure:
     return lambda s, r: float(np.median(shifts[s][r["cases"]]))
 
 # %% ../../nbs/86_rows.ipynb #55bc6600
+@versioned("measure/row_registration")
 def shift_row(court: Court, subject: Subject, controls: dict[str, Subject]) -> Row:
     """Measure the median shift between modalities, beside real images and a misregistered cohort."""
     words = ("registered", "registered", "median shift between modalities, px")
@@ -179,6 +182,7 @@ TRANSLATION = ("teaches registration", "teaches registration",
                "translator learnt on synthetic, on real patients: PSNR, dB", "none")
 
 
+@versioned("measure/row_translation")
 def translation_row(court: Court, readers: tuple[list[torch.nn.Module], torch.nn.Module] | None) -> Row:
     """Test translators that learnt from synthetic cases (one per seed), and one that learnt from real ones, on real patients."""
     if readers is None:

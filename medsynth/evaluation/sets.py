@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.random import generator
+from ..core.versions import versioned
 from ..metrics.distribution import features_of, frechet, frechet_unbiased, kid, moments
 from ..metrics.images import mean_squared_error, ms_ssim, n_scales, pairs_between, pairs_within, psnr, ssim
 from ..metrics.intervals import Estimate, Measure, bootstrap, difference, in_turn
@@ -26,6 +27,7 @@ from .rows import Court, Row, absent, rows_by_patient, rows_of, said_of, verdict
 from .subjects import Subject
 
 # %% ../../nbs/87_sets.ipynb #8f635a3b
+@versioned("measure/row_whole")
 def whole_row(court: Court, subject: Subject) -> Row:
     """Measure the share of generated maps that Algorithm 3 accepts."""
     words = ("maps whole", "structure maps whole", "accepted by Alg. 3 at the delta of 95% of real maps")
@@ -54,6 +56,7 @@ def pair_weights(patient_a: np.ndarray, patient_b: np.ndarray, drawn: np.ndarray
     return times[patient_a] * np.where(patient_a == patient_b, 1, times[patient_b])
 
 
+@versioned("measure/row_variety")
 def variety_row(court: Court, subject: Subject) -> Row:
     """Measure how much more alike generated maps are among themselves than real ones of different patients."""
     words = ("maps varied", "structure maps varied", "MS-SSIM within generated less within real maps", "within 0.1")
@@ -80,6 +83,7 @@ def variety_row(court: Court, subject: Subject) -> Row:
 COPY = 1e-6  # nearer is a copy, also where held-out images equal a training one, such as blank maps
 
 
+@versioned("measure/row_memorised")
 def memory_row(court: Court, subject: Subject, key: str) -> Row:
     """Measure the share of images (key x) or maps (key s) nearer to a training one than held-out ones are."""
     what = {"x": "images", "s": "maps"}[key]
@@ -179,6 +183,7 @@ def beside_gan(ours: Measure, passed: dict, patients: list[np.ndarray], subject:
                      f"GAN#'s {len(gan.modalities)} models {gan.minutes:.1f} min")
 
 
+@versioned("measure/row_distance")
 def distance_row(court: Court, subject: Subject, passed: dict[str, list[np.ndarray]], gan: Subject | None) -> Row:
     """Measure the Frechet distance to held-out patients, beside training images and GAN#."""
     words = ("distance", "better than noise alone", "Frechet distance (own features) to held-out patients", "apart below GAN#")
@@ -196,6 +201,7 @@ def distance_row(court: Court, subject: Subject, passed: dict[str, list[np.ndarr
                distance_note(court, sets, test, patients), -off.numpy())
 
 # %% ../../nbs/87_sets.ipynb #1a70075a
+@versioned("measure/row_likeness")
 def likeness_row(court: Court, subject: Subject) -> Row:
     """Report MS-SSIM, SSIM, PSNR and MSE of synthetic to held-out images in one-to-one pairs, beside training images."""
     test, owner = court.test.x.cpu(), court.test.patient.cpu().unique(return_inverse=True)[1].numpy()
@@ -235,6 +241,7 @@ def manifold_share(balls: dict[str, np.ndarray], name: str, i: np.ndarray, j: np
     return float(inside.any(0 if name == "precision" else 1).mean())
 
 
+@versioned("measure/row_manifold")
 def manifold_row(court: Court, passed: dict[str, list[np.ndarray]]) -> Row:
     """Report precision, and density, recall and coverage beside it, over equal numbers of images."""
     sets, test, patients = passed["ours"], passed["test"][0], court.patients
@@ -259,6 +266,7 @@ def manifold_row(court: Court, passed: dict[str, list[np.ndarray]]) -> Row:
     return Row(*words, estimate("precision"), "reported", others, note, scores)
 
 # %% ../../nbs/87_sets.ipynb #356c5cc1
+@versioned("measure/row_fid")
 def fid_row(court: Court, subject: Subject, net: torch.nn.Module | str) -> Row:
     """Measure FID where Inception's weights are at hand, or say what was looked for."""
     words = ("fid", "FID", "Inception pool3, modalities pooled, to held-out images", "none")

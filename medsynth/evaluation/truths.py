@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ..core.versions import versioned
 from ..metrics.boxes import read_boxes
 from ..metrics.intervals import bootstrap
 from ..metrics.vessels import line_auc
@@ -42,6 +43,7 @@ def lowest_accuracy(hits: np.ndarray, classes: Sequence[int]) -> float:  # nan w
     return min(shares) if not np.isnan(shares).any() else np.nan
 
 
+@versioned("measure/row_class")
 def class_row(court: Court, subject: Subject) -> Row:
     """Measure how often a judge reads the class back, where least of those that it knows on real images, of all if none."""
     n, words = court.test.n_classes, ("class", "of the class asked for", "judge's accuracy, worst class that it knows")
@@ -59,6 +61,7 @@ def class_row(court: Court, subject: Subject) -> Row:
                f"synthetic / real: {each}", drawn[0][:, 1].astype(float))
 
 # %% ../../nbs/76_truths.ipynb #76tru007
+@versioned("measure/row_vessels")
 def vessel_row(court: Court, subject: Subject) -> Row:
     """Measure whether vessels run on the map's lines (chapter 39), beside real eyes and beside another case's lines."""
     words = ("vessels", "vessels on the map's lines", "AUC of darkness on lines, rim excluded")
@@ -79,6 +82,7 @@ def vessel_row(court: Court, subject: Subject) -> Row:
                f"with another case's lines {wrong.short}", np.nan_to_num(drawn[0]), shown)
 
 # %% ../../nbs/76_truths.ipynb #76tru011
+@versioned("measure/row_boxes")
 def box_row(court: Court, subject: Subject) -> Row:
     """Measure how well a judge finds the boxes asked for: AP at 0.5 on synthetic over AP on real windows (Table 8)."""
     words = ("boxes", "lesions where the boxes say", "judge's AP at IoU 0.5, synthetic / real test windows")

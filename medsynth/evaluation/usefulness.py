@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from ..core.versions import versioned
 from ..metrics.boxes import read_boxes
 from ..metrics.intervals import Estimate, difference
 from ..metrics.vessels import coarse_vessels, vessel_scores
@@ -44,12 +45,14 @@ def mean_over(values: list[np.ndarray], test: Slices) -> Number:
     return Number(measure, {"patients": len(patients)}, "patients", len(values))
 
 
+@versioned("measure/table_vessels_by_eye")
 def numbers_by_eye(read: list[torch.Tensor], test: Slices) -> dict[str, Number]:  # read: (N, 1, H, W) in [0, 1] a seed
     """Measure vessels read in each test eye against those drawn by hand (Table 6)."""
     marks = [[vessel_scores(*(v[i : i + 1] for v in (p, test.l, 1 - test.m))) for i in range(len(p))] for p in read]
     return {name: mean_over([np.array([eye[name] for eye in of]) for of in marks], test) for name in marks[0][0]}
 
 
+@versioned("measure/table_vessel_readers")
 @torch.no_grad()
 def vessel_numbers(nets: list[torch.nn.Module], test: Slices) -> dict[str, Number]:  # sensitivity, accuracy, auc
     """Measure segmenters of vessels, one a seed."""
@@ -60,6 +63,7 @@ CLASSES = ("normal", "bacterial", "viral")  # of films, in the order of their nu
 BOX_DRAWS = 100
 
 
+@versioned("measure/table_classes_by_film")
 def numbers_by_film(right: list[np.ndarray], test: Slices) -> dict[str, Number]:  # right: (N,) of 0 and 1 a seed
     """Measure the share of test films told rightly, of all and of each class (Table 7)."""
     truth, right = class_of(test.l).numpy(), [hits.astype(float) for hits in right]
@@ -67,11 +71,13 @@ def numbers_by_film(right: list[np.ndarray], test: Slices) -> dict[str, Number]:
     return {name: mean_over(values, test) for name, values in ({"accuracy": right} | each).items()}
 
 
+@versioned("measure/table_class_readers")
 def class_numbers(nets: list[torch.nn.Module], test: Slices) -> dict[str, Number]:  # accuracy, and of each class
     """Measure classifiers of films, one a seed."""
     return numbers_by_film([class_hits(net, test.x, class_of(test.l))[:, 1] for net in nets], test)
 
 
+@versioned("measure/table_box_readers")
 def box_numbers(nets: list[torch.nn.Module], test: Slices) -> dict[str, Number]:  # iou, map50, sensitivity
     """Measure detectors, one a seed; no IoU where nothing was found."""
     true, patients = boxes_of(test.l), rows_by_patient(test)
@@ -103,6 +109,7 @@ def readers_of(request: Request, trained_on: str, slices: Slices) -> list[torch.
     return nets
 
 
+@versioned("measure/table_untrained")
 def untrained_numbers(slices: Slices) -> dict[str, Number]:  # none for boxes
     """Measure on the test patients what can be said without training."""
     train, test = (readable(slices.side(side)) for side in ("train", "test"))
@@ -123,6 +130,7 @@ def reader_numbers(request: Request) -> dict[str, dict[str, Number]]:  # row -> 
 APART = {True: "apart", False: "not apart", None: "undecided"}
 
 
+@versioned("measure/table_gains")
 def gains_of(numbers: dict[str, dict[str, Number]]) -> dict[str, dict[str, Estimate]]:  # row -> name -> row less real alone
     """Compare rows with real images alone, paired over seeds and test patients."""
     def gain(late: Number, early: Number) -> Estimate:

@@ -8,6 +8,7 @@ __all__ = ['variant_row', 'variants_grid']
 # %% ../../nbs/81_variants.ipynb #c0de8102
 import torch
 
+from ..core.versions import versioned
 from ..losses.lesion import lesion_contrast
 from ..show import Picture, grid, paint_label
 from ..structure.slices import Slices
@@ -18,6 +19,7 @@ from .sets import distance, memory_row, one_pass
 from .subjects import Subject
 
 # %% ../../nbs/81_variants.ipynb #c0de8104
+@versioned("measure/table_variant")
 def variant_row(name: str, court: Court, subject: Subject) -> dict:  # four digits a number
     """Measure one variant of the chain on its cases, one model seed, no interval."""
     x, label, s, m = (subject.sets[0][n] for n in ("x", "label", "s", "m"))

@@ -7,6 +7,7 @@ later texts'), which chapter 47 has from COCO's code."""
 __all__ = ['pair_boxes', 'read_boxes']
 
 # %% ../../nbs/38_boxes.ipynb #0c98bdb7
+from ..core.versions import versioned
 from ..structure.boxes import Boxes, box_iou
 from .lesion import mean_average_precision
 
@@ -27,6 +28,7 @@ def pair_boxes(
     return pairs
 
 
+@versioned("measure/box_scores")
 def read_boxes(
     found: list[Boxes],  # per image, with scores
     truth: list[Boxes],

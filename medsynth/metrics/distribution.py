@@ -20,6 +20,7 @@ from torch import nn
 
 from ..core.paths import BadRequest, explain
 from ..core.random import generator
+from ..core.versions import versioned
 
 # %% ../../nbs/46_distribution.ipynb #beb5d3d0
 def features_of(
@@ -57,6 +58,7 @@ def _factor(cov: torch.Tensor) -> torch.Tensor:  # R (D, rank) with R R^T = cov
     return vectors[:, keep] * values[keep].sqrt()
 
 
+@versioned("measure/frechet")
 def frechet(
     mean_a: torch.Tensor,  # (D,)
     cov_a: torch.Tensor,  # (D, D)
@@ -71,6 +73,7 @@ def frechet(
     return max(0.0, float(apart @ apart + cov_a.trace() + cov_b.trace() - 2 * values.sqrt().sum()))
 
 # %% ../../nbs/46_distribution.ipynb #e3ac4bc3
+@versioned("measure/frechet_of_features")
 def frechet_distance(
     a: torch.Tensor,  # (N, D) features
     b: torch.Tensor,  # (M, D) features
@@ -79,10 +82,11 @@ def frechet_distance(
     n, d = min(len(a), len(b)), a.shape[1]
     if n < 10 * d:
         warnings.warn(f"Frechet distance: {n} samples in {d} dimensions are few (fewer than {10 * d}), it comes out too "
-                      "large; frechet_unbiased estimates it without that bias", stacklevel=2)
+                      "large; frechet_unbiased estimates it without that bias", stacklevel=3)
     return frechet(*moments(a), *moments(b))
 
 
+@versioned("measure/frechet_unbiased")
 def frechet_unbiased(
     a: torch.Tensor,  # (N, D) features
     b: torch.Tensor,  # (M, D) features
@@ -104,6 +108,7 @@ def _kernel_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # scalar
     return torch.stack([((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in a.split(1024)]).sum()
 
 
+@versioned("measure/kid")
 def kid(
     a: torch.Tensor,  # (N, D) features
     b: torch.Tensor,  # (M, D) features
@@ -116,6 +121,7 @@ def kid(
     return float(within[0] + within[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
 
 # %% ../../nbs/46_distribution.ipynb #83919da9
+@versioned("measure/precision_recall_density_coverage")
 def prdc(
     real: torch.Tensor,  # (N, D) features
     fake: torch.Tensor,  # (M, D) features

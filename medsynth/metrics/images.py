@@ -14,8 +14,10 @@ from functools import partial
 import torch
 
 from ..core.random import generator
+from ..core.versions import versioned
 
 # %% ../../nbs/45_images.ipynb #402194b9
+@versioned("measure/mean_squared_error")
 def mean_squared_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,)
     """Mean squared error of each pair of images, by torchmetrics."""
     # only what measures waits the second that torchmetrics takes to import
@@ -24,6 +26,7 @@ def mean_squared_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,
     return squared_error_of(a.flatten(1).T, b.flatten(1).T, num_outputs=len(a)).reshape(len(a))
 
 
+@versioned("measure/psnr")
 def psnr(
     a: torch.Tensor,  # (B, C, H, W) in [0, 1]
     b: torch.Tensor,  # (B, C, H, W) in [0, 1]
@@ -39,6 +42,7 @@ def psnr(
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
 
 
+@versioned("measure/ms_ssim_scales")
 def n_scales(height: int, width: int) -> int:  # from 1 to 5
     """Count the scales of MS-SSIM that an image has room for; ValueError below 11 pixels."""
     side = min(height, width)
@@ -65,6 +69,7 @@ def _ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (B,)
     return everywhere[..., 5:-5, 5:-5].flatten(1).mean(1)
 
 
+@versioned("measure/ssim")
 def ssim(
     a: torch.Tensor,  # (B, C, H, W) in [0, 1]
     b: torch.Tensor,  # (B, C, H, W) in [0, 1]
@@ -74,6 +79,7 @@ def ssim(
     return _by_parts(_ssim, a, b)
 
 # %% ../../nbs/45_images.ipynb #8aa64b20
+@versioned("measure/ms_ssim")
 def ms_ssim(
     a: torch.Tensor,  # (B, C, H, W) in [0, 1]
     b: torch.Tensor,  # (B, C, H, W) in [0, 1]
@@ -111,6 +117,7 @@ def pairs_within(
     return i[apart], j[apart]
 
 
+@versioned("measure/ms_ssim_between")
 def ms_ssim_between(
     a: torch.Tensor,  # (N, C, H, W)
     b: torch.Tensor,  # (M, C, H, W)
@@ -122,6 +129,7 @@ def ms_ssim_between(
     return ms_ssim(a[i], b[j])
 
 
+@versioned("measure/ms_ssim_within")
 def ms_ssim_within(a: torch.Tensor, seed: int, n_pairs: int = 100) -> torch.Tensor:  # (about n_pairs,)
     """MS-SSIM of seeded pairs of different images of one set: its lack of diversity."""
     i, j = pairs_within(len(a), seed, n_pairs)

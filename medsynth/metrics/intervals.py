@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.paths import BadRequest, explain
 from ..core.random import key
+from ..core.versions import versioned
 
 # %% ../../nbs/43_intervals.ipynb #64000a51
 def digits(value: float) -> str:
@@ -66,6 +67,7 @@ def _average(measure: Measure, seeds: np.ndarray, rows: dict[str, np.ndarray]) -
     return float(np.average([measure(int(s), rows) for s in drawn], weights=times))
 
 # %% ../../nbs/43_intervals.ipynb #44cf4e16
+@versioned("measure/bootstrap")
 def bootstrap(
     measure: Measure,  # called once per drawn seed and draw
     counts: dict[str, int],  # unit -> how many, such as {"patients": 12, "cases": 500}
@@ -100,6 +102,7 @@ def in_turn(measure: Measure, n_seeds: int) -> Measure:
     return lambda s, rows: measure(s % n_seeds, rows)
 
 
+@versioned("measure/paired_difference")
 def difference(
     a: Measure,
     b: Measure,

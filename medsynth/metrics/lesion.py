@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..core.versions import versioned
 from ..structure.lesions import one_hot
 
 # %% ../../nbs/47_lesion.ipynb #7a88cc66
@@ -28,6 +29,7 @@ def region(label: torch.Tensor, classes: tuple[int, ...]) -> torch.Tensor:  # bo
     return torch.isin(label.long(), torch.tensor(classes, device=label.device))
 
 
+@versioned("measure/dice")
 def dice(
     read: torch.Tensor,  # classes, any shape
     truth: torch.Tensor,  # classes, the same shape
@@ -41,12 +43,14 @@ def dice(
     return float(binary_f1_score(a.int(), b.int(), zero_division=1))
 
 
+@versioned("measure/published_dice")
 def published_dice(read: torch.Tensor, truth: torch.Tensor) -> float:  # in [0, 1]
     """The public code's Dice of class indices, 2 sum(ot) / (sum o^2 + sum t^2) (D31), for comparison only."""
     o, t = read.double(), truth.double()
     return float(2 * (o * t).sum() / ((o**2).sum() + (t**2).sum()).clamp(min=1e-12))
 
 # %% ../../nbs/47_lesion.ipynb #d2d178a1
+@versioned("measure/overlap")
 def overlap(
     read: torch.Tensor,  # classes, any shape
     truth: torch.Tensor,  # classes, the same shape
@@ -60,6 +64,7 @@ def overlap(
             "sensitivity": float(binary_recall(a, b, zero_division=1)), "accuracy": float(binary_accuracy(a, b))}
 
 
+@versioned("measure/auc")
 def auc(score: torch.Tensor, truth: torch.Tensor) -> float:  # in [0, 1]
     """Area under the ROC curve of a score of any shape for pixels that are lesion (1) or not (0) (Table 6)."""
     from torchmetrics.functional.classification import binary_auroc
@@ -67,6 +72,7 @@ def auc(score: torch.Tensor, truth: torch.Tensor) -> float:  # in [0, 1]
     return float(binary_auroc(score.flatten().float(), truth.flatten().int()))
 
 
+@versioned("measure/plane_mse")
 def plane_mse(
     planes: torch.Tensor,  # (N, K, H, W) in [0, 1], a processor's softmax
     label: torch.Tensor,  # (N, 1, H, W) classes
@@ -95,6 +101,7 @@ def _records(boxes: list[dict[str, torch.Tensor]]) -> list[dict]:
     return out
 
 # %% ../../nbs/47_lesion.ipynb #a137f766
+@versioned("measure/mean_average_precision")
 def mean_average_precision(
     found: list[dict[str, torch.Tensor]],  # per image: boxes (n, 4) as x0, y0, x1, y1 in px, scores (n,), classes (n,)
     truth: list[dict[str, torch.Tensor]],  # per image: boxes (m, 4), classes (m,)

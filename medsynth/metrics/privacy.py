@@ -10,7 +10,10 @@ __all__ = ['nearest', 'memorised_share', 'membership_scores', 'score_auc', 'memb
 import torch
 import torch.nn.functional as F
 
+from ..core.versions import versioned
+
 # %% ../../nbs/49_privacy.ipynb #8b892e8c
+@versioned("measure/nearest_distance")
 def nearest(
     a: torch.Tensor,  # (N, ...) images or maps
     b: torch.Tensor,  # (M, ...) the same shape each
@@ -33,6 +36,7 @@ def nearest(
     return torch.cat(distances), torch.cat(indices)
 
 # %% ../../nbs/49_privacy.ipynb #839aeba0
+@versioned("measure/memorised_share")
 def memorised_share(
     synthetic: torch.Tensor,  # (N, ...)
     train: torch.Tensor,  # (M, ...)
@@ -45,6 +49,7 @@ def memorised_share(
     return float(near.float().mean()), float(threshold)
 
 # %% ../../nbs/49_privacy.ipynb #f1d7f50a
+@versioned("measure/membership_scores")
 def membership_scores(
     real: torch.Tensor,  # (N, ...)
     synthetic: torch.Tensor,  # (M, ...)
@@ -53,6 +58,7 @@ def membership_scores(
     return -nearest(real, synthetic)[0]
 
 
+@versioned("measure/score_auc")
 def score_auc(inside: torch.Tensor, outside: torch.Tensor) -> float:  # in [0, 1]
     """Give the probability that a score from inside exceeds one from outside, ties counting half, by torchmetrics."""
     # only what measures waits the second that torchmetrics takes to import
@@ -64,6 +70,7 @@ def score_auc(inside: torch.Tensor, outside: torch.Tensor) -> float:  # in [0, 1
     return float(binary_auroc(ranks, truth))
 
 
+@versioned("measure/membership_auc")
 def membership_auc(
     train: torch.Tensor,  # (N, ...) real images that were trained on
     held_out: torch.Tensor,  # (M, ...) real images that were not

@@ -14,6 +14,7 @@ import torch
 from skimage.registration import phase_cross_correlation
 
 from ..core.paths import BadRequest, explain
+from ..core.versions import versioned
 from ..structure.edges import sobel
 
 # %% ../../nbs/48_registration.ipynb #83aaa92a
@@ -36,6 +37,7 @@ def _shift(a: np.ndarray, b: np.ndarray, upsample: int) -> tuple[float, float]:
     return float(-back[0]), float(-back[1])
 
 
+@versioned("measure/shift_of_two")
 def shift_between(
     a: torch.Tensor,  # (H, W) in [0, 1]
     b: torch.Tensor,  # (H, W) in [0, 1], perhaps of another contrast
@@ -46,6 +48,7 @@ def shift_between(
     return _shift(edges[0], edges[1], upsample)
 
 # %% ../../nbs/48_registration.ipynb #9896dc77
+@versioned("measure/pair_shifts")
 def pair_shifts(
     x: torch.Tensor,  # (N, k, H, W) in [0, 1], k modalities of a case
 ) -> torch.Tensor:  # (N, k (k - 1) / 2) px, on the CPU
@@ -58,6 +61,7 @@ def pair_shifts(
                         dtype=torch.float32).reshape(len(x), len(pairs))
 
 
+@versioned("measure/case_shift")
 def case_shift(x: torch.Tensor) -> torch.Tensor:  # (N,) px
     """Measure each case's misplacement: the largest over modalities of the median over the pairs with that modality."""
     lengths, pairs = pair_shifts(x), list(combinations(range(x.shape[1]), 2))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..core.versions import versioned
 from .lesion import auc, overlap
 
 # %% ../../nbs/39_vessels.ipynb #ffe838ff
@@ -34,11 +35,13 @@ def inside_of(
     return 1 - by_axes(F.max_pool2d, m, px)
 
 
+@versioned("measure/coarse_vessels")
 def coarse_vessels(s: torch.Tensor, m: torch.Tensor, rim_px: int | None = None) -> torch.Tensor:  # (N, 1, H, W) of 0 and 1
     """Take the lines of s inside a shrunken mask as the coarse vessel label of an image (Table 6)."""
     return s * inside_of(m, rim_px)
 
 
+@versioned("measure/vessel_scores")
 def vessel_scores(
     read: torch.Tensor,  # (N, 1, H, W) probability, or a label of 0 and 1
     truth: torch.Tensor,  # (N, 1, H, W) of 0 and 1, drawn by hand
@@ -57,6 +60,7 @@ def darkness(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:  # (N, 1, H, W),
     return around / share.clamp(min=1e-6) - grey
 
 
+@versioned("measure/line_auc")
 def line_auc(
     x: torch.Tensor,  # (N, C, H, W) in [0, 1], C of 1 or 3
     s: torch.Tensor,  # (N, 1, H, W) of 0 and 1, its map

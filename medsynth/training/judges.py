@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ..core.paths import BadRequest, explain
 from ..core.random import key
+from ..core.versions import versioned
 from ..data.batches import batch_rows
 from ..losses.lesion import segmentation_loss
 from ..losses.reconstruction import squared_error
@@ -145,6 +146,7 @@ def questions_of(data: Slices) -> dict[str, int]:  # question -> number of answe
     return {"turn": 4, "spoilt": 4} | ({"class": data.n_classes} if data.label_kind == "class" else {})
 
 
+@versioned("measure/right_answers")
 def right_answers(net: FeatureNet, data: Slices) -> dict[str, float]:  # question -> share answered rightly
     """Test a feature net on slices, image by image."""
     k, x = len(data.modalities), data.x.reshape(-1, data.channels, *data.size)

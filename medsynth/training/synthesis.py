@@ -15,6 +15,7 @@ import torch
 
 from ..core.paths import BadRequest, explain
 from ..core.random import draw_rows, key, own_rows
+from ..core.versions import versioned
 from ..losses.adversarial import CLASS_LOSSES, adversary_loss, critic_loss, image_critic_loss, slope_penalty
 from ..losses.guidance import class_guidance_loss, detector_loss
 from ..losses.lesion import contrast_loss, lesion_contrast, read_back_loss
@@ -180,6 +181,7 @@ def generator_terms(
     return terms | ({"agreement": agreement_loss(x_gt, pairs[:, 1], 1.0)} if k > 1 else {})
 
 # %% ../../nbs/54_synthesis.ipynb #9b43939d
+@versioned("measure/edge_numbers")
 @torch.no_grad()
 def edge_numbers(
     x_g: torch.Tensor,  # (B, k, H, W) painted

@@ -10,11 +10,10 @@ from fingerprints.drawn import summary
 
 SIZE = {  # data set -> (H, W) of the slices, reduction, kind of label, images' side where they can be had of any
     "drive": ((48, 48), 2, "none", 96), "fire": ((48, 48), 2, "none", 96), "drive_fire": ((48, 48), 2, "none", 96),
-    "lung_ct": ((64, 64), 2, "none", 128), "lidc_lungs": ((48, 48), 1, "boxes", 240), "tianchi": ((48, 48), 1, "boxes", 240),
+    "lung_ct": ((64, 64), 2, "none", 128), "lidc_lungs": ((48, 48), 1, "boxes", 200), "tianchi": ((48, 48), 1, "boxes", 200),
     "chest_xray": ((48, 48), 2, "class", 96), "chest_xray_224": ((48, 48), 2, "class", 96)}
 BRAIN = ((48, 40), 4, "map", 0)
-PATIENTS = {"brats2015_subset": 3, "drive": 2, "fire": 3, "drive_fire": 3, "lung_ct": 4, "chest_xray": 6, "chest_xray_224": 6,
-            "lidc_lungs": 3, "tianchi": 3}
+PATIENTS = {"drive": 2, "fire": 2, "drive_fire": 2, "lung_ct": 3, "chest_xray": 4, "chest_xray_224": 4, "lidc_lungs": 2, "tianchi": 2}
 
 
 def cohort_of(name: str, folder: Path) -> object:
@@ -26,7 +25,7 @@ def cohort_of(name: str, folder: Path) -> object:
         return phantom_cohort(3, 1, 3, (96, 80), 0)
     side_px = SIZE.get(name, BRAIN)[3]
     reads, writes = ({}, {}) if not side_px else (sized(argument, side_px) for argument in SIZED[name])
-    SOURCES[name].write_phantom(folder, PATIENTS.get(name, 2), 0, **writes)
+    SOURCES[name].write_phantom(folder, PATIENTS.get(name, 1), 0, **writes)
     cohort = SOURCES[name].read(folder, **reads)
     return cohort if side_px else replace(cohort, patients=[thinned(p) for p in cohort.patients])
 

@@ -74,8 +74,8 @@ def _below(folder: Path, patterns: set[tuple[str, ...]]) -> Iterator[Path]:
     for entry in folder.iterdir():
         name = entry.name.lower()
         if entry.is_dir():
-            within = {p for p in patterns if p[0] == "**" and not entry.is_symlink()}
-            within |= {p[1:] for p in patterns if len(p) > 1 and fnmatchcase(name, p[0])}
+            within = {p[1:] for p in patterns if len(p) > 1 and p[0] != "**" and fnmatchcase(name, p[0])}
+            within |= {p for p in patterns if p[0] == "**" and not entry.is_symlink()}
             yield from _below(entry, within) if within else ()
         elif entry.is_file() and not name.startswith("."):
             yield from [entry] if any(len(p) == 1 and fnmatchcase(name, p[0]) for p in patterns) else ()

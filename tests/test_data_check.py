@@ -24,7 +24,7 @@ from medsynth.cli import main
 from medsynth.core import arrays
 from medsynth.core.paths import BadRecord, BadRequest, home, read_json
 from medsynth.data import batches, brain_ms, brats, phantom
-from medsynth.data.batches import SOURCES, DataRef, data_hash, files_under, parse_data, read_cohort
+from medsynth.data.batches import SOURCES, DataRef, data_hash, parse_data, read_cohort
 from medsynth.data.samples import Cohort, Patient, facts_of, gather, split_patients
 from medsynth.evaluation import data_check
 from medsynth.metrics.registration import case_shift
@@ -57,6 +57,11 @@ def check(*words: object) -> int:
 def file_of(folder: Path, name: str) -> Path:
     """Find a file of patient01 by the start of its name."""
     return next((folder / "patient01").glob(f"{name}_*"))
+
+
+def files_under(folder: Path) -> list[Path]:
+    """List the files below a folder in the order of their names."""
+    return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
 def save(path: Path, volume: np.ndarray, affine: np.ndarray = brain_ms.AFFINE) -> None:

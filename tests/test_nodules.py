@@ -197,6 +197,12 @@ def local(root: Path) -> None:
     say(root, "ElementDataFile", "LOCAL")
 
 
+def otherwise_called(root: Path) -> None:
+    """Give the voxels a name that no official file has, and that is in no hash of the data set."""
+    raw(root).rename(raw(root).with_suffix(".bin"))
+    say(root, "ElementDataFile", f"{FIRST}.bin")
+
+
 def no_header(root: Path) -> None:
     """Write something else in place of a header."""
     header(root).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
@@ -315,7 +321,8 @@ def first_row(column: str, value: str) -> Callable[[Path], None]:
 BAD = [(no_raw, f"a file {FIRST}.raw beside it"), (truncated_raw, "bytes, as its header says"),
        (huge, "bytes, as its header says"), (cut_header, "a .mhd header"), (cut_table, "a finite number"),
        (elsewhere, "a file of the same folder"), (absolute, "a file of the same folder"), (linked, "a file of the same folder"),
-       (local, "a file LOCAL beside it"), (no_header, "a .mhd header"), (zero_bytes, "a .mhd header with"),
+       (local, "a file of the same folder"), (otherwise_called, "of the same folder, *.raw"), (no_header, "a .mhd header"),
+       (zero_bytes, "a .mhd header with"),
        (spacing_nan, "3 finite numbers"), (spacing_zero, "above 0"), (two_sizes, "3 finite numbers"), (negative, "above 0"),
        (oblique, "axes along the body's"), (compressed, "uncompressed"), (unknown_type, "MET_COMPLEX"), (constant, "one value"),
        (real_nan, "NaN or infinity"), (a_twin, "that of 318839"), (twice, "train_part1/318818.mhd, train_part2/318818.mhd"),

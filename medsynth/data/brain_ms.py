@@ -104,4 +104,5 @@ def write_brain_ms(out: Path, n_patients: int = 3, seed: int = 0) -> list[Patien
     return painted
 
 
-SOURCE = Source("brain_ms", ("brain_ms",), read_brain_ms, "CC BY", ATTRIBUTION, {"patients": 3, "labels": 27}, write_brain_ms)
+SOURCE = Source("brain_ms", ("brain_ms",), read_brain_ms, "CC BY", ATTRIBUTION, {"patients": 3, "labels": 27}, write_brain_ms,
+                tuple(f"patient*/{pattern}" for pattern in (*FILES.values(), LABEL)))

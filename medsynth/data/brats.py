@@ -108,4 +108,5 @@ def write_brats2015_subset(out: Path, n_patients: int = 6, seed: int = 0) -> lis
 
 
 SOURCE = Source("brats2015_subset", ("brats2015_subset",), read_brats2015_subset, "CC BY-NC-SA 3.0", ATTRIBUTION,
-                {"patients": 6}, write_brats2015_subset)
+                {"patients": 6}, write_brats2015_subset,
+                tuple(f"{side}/*/{name}" for side in SIDES for name in (*FILES.values(), LABEL, BRAIN)))

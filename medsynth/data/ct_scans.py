@@ -5,12 +5,13 @@ detection task (Table 8). The thesis has no phantom; that is our choice. Scans i
 
 # %% auto #0
 __all__ = ['NODULE', 'CALCIFIED', 'SOLID_HU', 'GLASS_HU', 'CALCIUM_HU', 'PADDING_HU', 'THICKEST_MM', 'TYPES', 'NEEDED',
-           'LIMIT_BYTES', 'Finding', 'distance_inside', 'draw_findings', 'place_nodule', 'place_spot', 'Chest',
+           'LIMIT_BYTES', 'RAW', 'Finding', 'distance_inside', 'draw_findings', 'place_nodule', 'place_spot', 'Chest',
            'draw_chest', 'chest_with_nodules', 'Scan', 'read_fields', 'read_vector', 'voxel_file', 'read_header',
            'read_plane', 'write_mhd']
 
 # %% ../../nbs/07_ct_scans.ipynb #ed1a0bcb
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from math import prod
 from pathlib import Path
 
@@ -166,6 +167,7 @@ TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "
          "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
 NEEDED = ("ndims", "dimsize", "elementtype", "elementspacing", "elementdatafile")
 LIMIT_BYTES = 65536  # of a header
+RAW = "*.raw"  # what a file of voxels is called
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,9 @@ def voxel_file(path: Path, fields: dict[str, str], n_bytes: int) -> Path:
     """Find the file of a header's voxels; BadRecord when it is elsewhere, absent, or not as long as the header says."""
     name, folder = fields["elementdatafile"], path.parent.resolve()
     raw = (folder / name).resolve() if "\0" not in name else folder
-    if Path(name).name != name or raw.parent != folder:
-        raise BadRecord(explain(f"{path}, ElementDataFile", "a file of the same folder", name[:80], "Do not use this file."))
+    if Path(name).name != name or raw.parent != folder or name.startswith(".") or not fnmatch(name.lower(), RAW):
+        expected = f"a file of the same folder, {RAW}"
+        raise BadRecord(explain(f"{path}, ElementDataFile", expected, name[:80], "Do not use this file."))
     if not raw.is_file():
         raise BadRecord(explain(f"{path}, ElementDataFile", f"a file {name} beside it", "none", "Add the missing file."))
     if raw.stat().st_size != n_bytes:

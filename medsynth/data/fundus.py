@@ -248,10 +248,14 @@ def write_eyes(
     write_fire(out / "FIRE", n_patients, key(seed, "FIRE"), size[0])
 
 
+_PLACES = {"images": ("*", "TIFF"), "mask": ("*_mask", "GIF"), "1st_manual": ("*_manual1", "GIF")}
+_DRIVE = tuple(f"{side}/{folder}/{stem}{end}" for side in ("test", "training")
+               for folder, (stem, kind) in _PLACES.items() for end in KINDS[kind])
+_FIRE = tuple(f"Images/[A-Z]*_?{end}" for end in KINDS["JPEG"])
 SOURCES = (
     Source("drive", ("DRIVE", "drive"), read_drive, "for research", OF_DRIVE,
-           {"patients": 40, "images": 40, "test": 20}, write_drive),
-    Source("fire", ("FIRE", "fire"), read_fire, "for research", OF_FIRE, {"images": 129}, write_fire),
+           {"patients": 40, "images": 40, "test": 20}, write_drive, _DRIVE),
+    Source("fire", ("FIRE", "fire"), read_fire, "for research", OF_FIRE, {"images": 129}, write_fire, _FIRE),
     Source("drive_fire", ("DRIVE+FIRE", "drive_fire"), read_eyes, "for research", f"{OF_DRIVE} {OF_FIRE}",
-           {"images": 169, "test": 20}, write_eyes),
+           {"images": 169, "test": 20}, write_eyes, tuple(f"DRIVE/{p}" for p in _DRIVE) + tuple(f"FIRE/{p}" for p in _FIRE)),
 )

@@ -234,4 +234,5 @@ def write_lung_ct(
 
 
 SOURCE = Source("lung_ct", ("lung_ct", "finding-lungs-in-ct-data"), read_lung_ct, "as stated on Kaggle", ATTRIBUTION,
-                {"images": N_SLICES}, write_lung_ct)
+                {"images": N_SLICES}, write_lung_ct,
+                tuple(f"{folder}/ID_*_Z_*{end}" for folder in (FOLDER, MASKS) for end in (".tif", ".tiff")))

@@ -20,7 +20,7 @@ import numpy as np
 from ..core.paths import BadRecord, BadRequest, explain
 from ..core.random import key
 from . import lung_ct
-from .ct_scans import Chest, Scan, chest_with_nodules, read_header, read_plane, write_mhd
+from .ct_scans import RAW, Chest, Scan, chest_with_nodules, read_header, read_plane, write_mhd
 from .samples import Cohort, Patient, Source, gather, min_max
 
 # %% ../../nbs/18_nodules.ipynb #212ac04c
@@ -295,6 +295,6 @@ def write_lidc_lungs(
 
 SOURCES = (
     Source("tianchi", ("tianchi", "chestCT_round1"), read_tianchi, "of the contest", OF_TIANCHI, {"scans": N_SCANS},
-           write_tianchi),
+           write_tianchi, (TABLE, "train_part*/*.mhd", f"train_part*/{RAW}")),
     Source("lidc_lungs", ("lidc_lungs",), read_lidc_lungs, "CC BY 3.0 (the originals)", OF_LIDC, {"patients": 8, "images": 105},
-           write_lidc_lungs))
+           write_lidc_lungs, (LIDC_TABLE, "images/*.png", "masks/*.png")))

@@ -5,7 +5,7 @@ the split by patient (discrepancy D12)."""
 
 # %% auto #0
 __all__ = ['MAX_VOXELS', 'Patient', 'Source', 'Cohort', 'check_patient', 'Facts', 'Patients', 'facts_of', 'chosen',
-           'read_checked', 'gather', 'split_patients', 'min_max', 'read_volume', 'files_like', 'find_file',
+           'read_checked', 'gather', 'split_patients', 'min_max', 'read_volume', 'files_like', 'find_file', 'folder_in',
            'read_on_grid']
 
 # %% ../../nbs/10_samples.ipynb #2091bda1
@@ -48,6 +48,9 @@ class Source:
     attribution: str  # beside every picture of its real images
     expected: dict[str, int]  # what the complete data set holds: patients, images, ...
     write_phantom: Callable[[Path, int, int], object]  # (out, n_patients, seed): phantoms in its own layout and file types
+    opens: tuple[str, ...]  # which files `read` opens, below `root`: FOLDER/FILE with * ? [abc], ** for folders at any depth
+    root: Callable[[Path], Path] = Path  # (path) -> where its files begin, for a reader that takes the folder above as well
+    version: int = 1  # raised when its reader or its phantom gives other pixels
 
 # %% ../../nbs/10_samples.ipynb #210e882d
 @dataclass(frozen=True)
@@ -247,6 +250,11 @@ def find_file(folder: Path, pattern: str) -> Path:
         there = ", ".join(sorted(p.name[:12] for p in folder.iterdir())) or "nothing"
         raise BadRecord(explain(str(folder), f"a file {pattern}", there, "Add the missing file; the patient is left out."))
     return found[0]
+
+
+def folder_in(path: Path, name: str) -> Path:
+    """Return the folder `name` inside a folder, or the folder itself: either may be given."""
+    return path / name if (path / name).is_dir() else path
 
 
 def read_on_grid(

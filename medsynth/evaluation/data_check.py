@@ -21,7 +21,7 @@ import torch
 
 from ..core.arrays import whole_folder
 from ..core.paths import BadRecord, BadRequest, explain, home, write_bytes, write_json
-from ..data.batches import MARK, SOURCES, DataRef, parse_data, read_cohort
+from ..data.batches import MARK, SOURCES, DataRef, changed_unseen, parse_data, read_cohort
 from ..data.samples import Cohort, Patient, chosen, facts_of, split_patients
 from ..show import Picture, grid, paint_label
 from ..training.profiles import PROFILES, task_of
@@ -187,6 +187,8 @@ def check_data(ref: DataRef, strict: bool = False) -> Path:  # of the contact sh
     """Print the table and the warnings of a data set, draw its contact sheet; BadRequest where it is broken."""
     source, painted = SOURCES.get(ref.name), ref.path is None or (ref.path / MARK).exists()
     print(f"{ref.name}: {ref.path or 'painted, no file'}  ({'PHANTOM' if painted else source.licence})")
+    changed = changed_unseen(ref)
+    print("".join(f"warning: {text}\n" for text in changed), end="")  # first: it is not found twice
     cohort, said = open_data(ref)
     seen, shown = walk(cohort)
     there = [i for i, f in enumerate(facts_of(cohort.patients)) if f.name not in seen.lost]
@@ -198,9 +200,9 @@ def check_data(ref: DataRef, strict: bool = False) -> Path:  # of the contact sh
         print(f"warning: {text}")
     split_patients(cohort)
     bad, both = cohort.set_aside, shared_images(seen, cohort.test)["across"]
-    if strict and (bad or both):
-        raise BadRequest(explain(f"{ref.name} --strict", "no bad record and no image on both sides",
-                                 f"{len(bad)} and {len(both)}", " ".join([*bad.values(), *both])))
+    if strict and (bad or both or changed):
+        raise BadRequest(explain(f"{ref.name} --strict", "no bad record, no image on both sides and no file that changed unseen",
+                                 f"{len(bad)}, {len(both)} and {len(changed)}", " ".join([*bad.values(), *both, *changed])))
     title = f"PHANTOM{' in the layout of ' + ref.name if source else ''}" if painted else ref.name
     picture = data_sheet(cohort, shown, title, "Procedural images, no patient." if painted else source.attribution)
     return write_bytes(home() / "checks" / ref.name / "contact_sheet.png", picture._repr_png_())
@@ -220,7 +222,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Open every file of a data set, count, look for what is odd: a table, warnings, a contact sheet under the home folder."""
+    """Read every file of a data set again, count, look for what is odd: a table, warnings, a contact sheet in the home folder."""
     sheet = check_data(parse_data(args.data), args.strict)
     print(f"contact sheet: {sheet}")
     return 0
@@ -287,8 +289,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     for name in ("check", "cache"):
         made[name].add_argument("data", metavar="NAME[=PATH]", help=f"phantom, {names}; without a path it is looked for under "
                                 "$MEDSYNTH_DATA")
-    made["check"].add_argument("--strict", action="store_true", help="end with exit 2 if any record is bad or an image is on "
-                               "both sides, instead of a warning")
+    made["check"].add_argument("--strict", action="store_true", help="end with exit 2 if any record is bad, an image is on "
+                               "both sides or a file changed unseen, instead of a warning")
     made["cache"].add_argument("--task", help="whose maps and labels (default: the first task that trains on it)")
     made["cache"].add_argument("--profile", default="smoke", help=f"scale: {', '.join(PROFILES)} (default smoke)")
     made["phantom"].add_argument("name", metavar="NAME", help=f"whose layout: {names}")

@@ -145,7 +145,7 @@ def questions_of(data: Slices) -> dict[str, int]:  # question -> number of answe
         return {"modality": len(data.modalities), "position": N_POSITIONS}
     return {"turn": 4, "spoilt": 4} | ({"class": data.n_classes} if data.label_kind == "class" else {})
 
-
+# %% ../../nbs/56_judges.ipynb #72621da5
 @versioned("measure/right_answers")
 def right_answers(net: FeatureNet, data: Slices) -> dict[str, float]:  # question -> share answered rightly
     """Test a feature net on slices, image by image."""

@@ -26,7 +26,7 @@ from .evaluation.catalogue import ARTEFACTS, check_names, reproduce, reproduce_p
 from .evaluation.data_check import add_data, run_data
 from .evaluation.quality import beside_it, describe_row, judge, plain, quality_plan
 from .evaluation.request import add_request, parse_changes, parse_range, request_of, slices_asked
-from .evaluation.stale import all_stale, describe_stale, prune
+from .evaluation.stale import all_stale, describe_published, describe_stale, prune
 from .synthesis.dataset import FORMATS, contact_sheet
 from .synthesis.own_labels import own_labels
 from .synthesis.pipeline import CHUNK, WHOLE_TRIES, open_painter
@@ -165,6 +165,9 @@ def run_quality(args: argparse.Namespace) -> int:
 def run_publish(args: argparse.Namespace) -> int:
     """Copy artefacts to figures/, the larger scale and the licence respected."""
     root = Path(args.figures) if args.figures else (repository() or Path.cwd()) / "figures"
+    if args.list:
+        print(describe_published(root))
+        return 0
     name = args.data.partition("=")[0]  # the data itself need not be at hand
     written, held = publish(name, args.profile, root, args.artefacts or None, args.force, args.recipe)
     for path in written:
@@ -231,6 +234,7 @@ def add_options(made: dict[str, argparse.ArgumentParser]) -> None:
     made["publish"].add_argument("--profile", default="smoke", help="scale (default smoke)")
     made["publish"].add_argument("--recipe", default="mended", choices=tuple(RECIPES), help="recipe (default mended)")
     made["publish"].add_argument("--figures", help="folder to publish to (default figures/ of the clone)")
+    made["publish"].add_argument("--list", action="store_true", help="list what is published, and whether its numbers stand")
     made["publish"].add_argument("--force", action="store_true", help="let a smaller scale replace a larger one")
 
 # %% ../nbs/92_cli.ipynb #ec9896e9

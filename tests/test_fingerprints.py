@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from fingerprints import store
 from fingerprints.constants import agrees, constants_of, defaults_of
-
+from medsynth.core import versions
 from medsynth.core.versions import declared
 from medsynth.data.batches import SOURCES
 from medsynth.structure.mask import organ_mask
@@ -24,7 +25,9 @@ def test_numbers_are_those_of_their_version(name: str) -> None:
     """Losses, gradients, outputs, defaults and constants; `make check` leaves out those whose source is the same."""
     if os.environ.get("FINGERPRINTS") == "changed" and store.unchanged(name):
         pytest.skip("its source is the one that its numbers were last taken of")
+    versions._USED.clear()
     assert not (said := store.faults(name, KEPT)), "\n".join(said)
+    assert name in versions.used() or name not in declared(), "its fingerprint never calls it"
 
 
 def test_everything_with_a_version_has_a_fingerprint() -> None:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import real_folder
 
+from conftest import real_folder
 from medsynth.core.paths import home
 from medsynth.core.versions import declared
 from medsynth.evaluation.contents import ARTEFACTS, tasks_of

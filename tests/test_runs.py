@@ -44,8 +44,8 @@ def test_other_source_is_refused_unless_told_to(own_home: Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert run.id in said and "0123456789ab" in said and "--resume-anyway" in said and run.state == "interrupted"
     assert main([*words, "--resume-anyway"]) == 0 and run.done
-    assert read_json(run.path / "params.json")["code"] == "0123456789ab"
-    assert read_json(run.path / "params.json")["resumed_under"] == read_json(run.path / "done.json")["resumed_under"] == [run.params["code"]]
+    began, done = (read_json(run.path / f"{name}.json") for name in ("params", "done"))
+    assert began["code"] == "0123456789ab" and began["resumed_under"] == done["resumed_under"] == [run.params["code"]]
     assert main(["runs", "show", run.id]) == 0 and "resumed_under" in capsys.readouterr().out
 
 
@@ -85,7 +85,8 @@ def test_defaults_are_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tasks.plan(*WORDS, 0)[0].id != plain.id
 
 
-@pytest.mark.parametrize("changes", [{}, {"data.moved_px": 3}, {"data.patients": 2, "data.unpaired": True}, {"data.outline_px": 1}])
+@pytest.mark.parametrize("changes", [{}, {"data.moved_px": 3}, {"data.patients": 2, "data.unpaired": True},
+                                     {"data.outline_px": 1}])
 def test_a_hash_is_known_before_data_is_prepared(changes: dict) -> None:
     """What prepared_hashes says is what slices_for returns."""
     slices = tasks.slices_for(PHANTOM, "smoke", changes)
@@ -102,14 +103,14 @@ def aged(run: runs.Run, **changes: object) -> runs.Run:
 
 
 def test_what_no_request_names_is_listed_and_removed(own_home: Path, capsys: pytest.CaptureFixture) -> None:
-    """A run of an older version, what builds on it, its drawn set; slices of another hash. A current run, its set, its data stay."""
+    """An older version's run, what builds on it, its drawn set; slices of another hash. A current run, its set, its data stay."""
     current = tasks.get_run(*WORDS, 0, steps=2)
     old = aged(current, version=0)
     above = aged(current, builds_on=[old.id], stage="features", settings=tasks.default_settings("features"))
     elsewhere = aged(current, data="brats2015", data_hash="0" * 12)  # not at hand: nobody knows
     (own_home / "cache").unlink()
     kept, gone = ((own_home / "cache" / f"cases-{r.id}-v1.1-7000-2-fitted.safetensors") for r in (current, old))
-    slices = own_home / "cache" / f"phantom-48x40-{current.params['data_hash']}", own_home / "cache" / "phantom-48x40-000000000000"
+    slices = [own_home / "cache" / f"phantom-48x40-{digest}" for digest in (current.params["data_hash"], "0" * 12)]
     for path in (kept, gone):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"0" * 1_000_000)
@@ -150,7 +151,8 @@ def test_a_folder_of_the_older_format_goes_on_where_its_cases_come_out_the_same(
     assert main([*words, str(tmp_path / "out")]) == 0
     path = tmp_path / "out" / "dataset.json"
     about = read_json(path)
-    older = {k: v for k, v in about.items() if k != "drawn_as"} | {"format": "medsynth-cases-2", "run": "another", "data_hash": "0" * 12}
+    older = about | {"format": "medsynth-cases-2", "run": "another", "data_hash": "0" * 12}
+    del older["drawn_as"]
     path.write_text(json.dumps(older))
     more = [*words[:3], "3", *words[4:]]
     assert main([*more, str(tmp_path / "out")]) == 0 and len(list((tmp_path / "out").glob("case_*"))) == 3

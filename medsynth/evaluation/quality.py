@@ -25,7 +25,7 @@ from ..data.batches import SOURCES
 from ..metrics.distribution import inception_features
 from ..structure.slices import Slices
 from ..training.judges import right_answers
-from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, unfold
+from ..training.tasks import TASKS, estimated_minutes, get_nets, get_run, load_slices, plan, plan_of, unfold
 from .catalogue import JUDGE_SEED, Request, judge_plans, made_with
 from .pictures import draw_row
 from .reading import inside_row, lesion_row, measures_row
@@ -124,11 +124,14 @@ def hash_of(x: torch.Tensor) -> str:  # 12 hex digits
     return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def provenance(request: Request, slices: Slices, subjects: list[Subject], began: float, judges: list[str]) -> dict:
+def provenance(
+    request: Request, slices: Slices, subjects: list[Subject], began: float,
+    judges: list[str],  # ids of their runs, and last the hash of the feature net's weights
+) -> dict:
     """Gather what the numbers came from; the first subject is the one that is judged."""
     n_seeds = len(subjects[0].sets)
     runs = [r for s in subjects for r in s.runs]
-    of_runs = made_with([open_run(r) for r in runs], [slices])
+    of_runs = made_with([r for name in [*runs, *judges[:-1]] for r in unfold(plan_of(open_run(name)))], [slices])
     parts = [runs, slices.hash, n_seeds, [len(s.sets[0]["x"]) for s in subjects], of_runs["versions"],
              request.profile, request.recipe, *judges, *(hash_of(c["x"]) for c in subjects[0].sets)]
     return {"shows": "how good a synthetic set is", "data": slices.name, "data_hash": slices.hash, "phantom": not slices.real,

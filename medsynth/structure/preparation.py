@@ -26,7 +26,7 @@ def layout_of(ref: DataRef, phantom: dict | None = None) -> str:
 
 def version_of(name: str) -> str:
     """Word the versions of preparation and of a data set's reader (of the phantom: of what paints it), such as 1.1."""
-    return f"{PREPARATION}.{PHANTOM_VERSION if name == 'phantom' else getattr(SOURCES[name], 'version', 1)}"
+    return f"{PREPARATION}.{PHANTOM_VERSION if name == 'phantom' else SOURCES[name].version}"
 
 # %% ../../nbs/29_preparation.ipynb #91fb76d6
 def needs_of(ref: DataRef, incomplete: bool) -> tuple[str, ...] | None:  # None: all modalities

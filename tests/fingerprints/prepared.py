@@ -13,7 +13,8 @@ SIZE = {  # data set -> (H, W) of the slices, reduction, kind of label, images' 
     "lung_ct": ((64, 64), 2, "none", 128), "lidc_lungs": ((48, 48), 1, "boxes", 200), "tianchi": ((48, 48), 1, "boxes", 200),
     "chest_xray": ((48, 48), 2, "class", 96), "chest_xray_224": ((48, 48), 2, "class", 96)}
 BRAIN = ((48, 40), 4, "map", 0)
-PATIENTS = {"drive": 2, "fire": 2, "drive_fire": 2, "lung_ct": 3, "chest_xray": 4, "chest_xray_224": 4, "lidc_lungs": 2, "tianchi": 2}
+PATIENTS = {"drive": 2, "fire": 2, "drive_fire": 2, "lung_ct": 3, "chest_xray": 4, "chest_xray_224": 4,
+            "lidc_lungs": 2, "tianchi": 2}
 
 
 def cohort_of(name: str, folder: Path) -> object:

@@ -127,7 +127,7 @@ def source_of(name: str) -> str:  # 12 hex digits
     from medsynth.core.runs import code_hash
 
     lines = [f"from {f.__module__} import {f.__name__}" for f in (getattr(t, "func", t) for t in entries()[name].things)]
-    here = "".join(p.read_text(encoding="utf-8") for p in sorted(HERE.glob("*.py")))
+    here = "".join(p.read_text(encoding="utf-8") for p in sorted(HERE.glob("*.py")) if p.stem != "published")
     return hashlib.sha256((code_hash("\n".join(lines)) + here).encode()).hexdigest()[:12]
 
 

@@ -48,7 +48,8 @@ def test_a_metric_that_is_off_is_noticed(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("module", "attribute", "name"), [
     ("sets", "score_auc", "row_memorised"), ("sets", "ms_ssim", "row_variety"), ("sets", "mismatch", "row_whole"),
     ("sets", "manifold_share", "row_manifold"), ("sets", "frechet", "table_distance"), ("rows", "ssim", "row_translation"),
-    ("truths", "line_auc", "row_vessels"), ("protocols", "ms_ssim", "table_likeness"), ("usefulness", "difference", "table_gains")])
+    ("truths", "line_auc", "row_vessels"), ("protocols", "ms_ssim", "table_likeness"),
+    ("usefulness", "difference", "table_gains")])
 def test_what_a_row_is_made_of_is_noticed(module: str, attribute: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that is off shows in what is made of it, also where only the row's words hold it."""
     place = import_module(f"medsynth.evaluation.{module}")

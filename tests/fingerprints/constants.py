@@ -9,7 +9,9 @@ from types import CodeType, FunctionType
 PLAIN = (bool, int, float, str, type(None))
 OTHER = object()  # a function, a network, a module: no constant
 NAME = re.compile(r"_?[A-Z][A-Z0-9_]*")
-LEADS_EVERYWHERE = ("STAGES",)  # the table of all stages, through which one would reach the others' constants
+LEFT_OUT = ("STAGES", "_DECLARED", "_USED",  # tables of all stages and measures, through which one would reach the others
+            "CONSTANTS", "MASK_CONSTANTS", "LINE_SHARE", "LESION_MARGIN_PX", "OUTLINE_PX", "SOURCE_MODALITY", "SOURCE_CHANNEL",
+            "KNOWN_AS")  # tables with a row a data set: a preparation has its own row
 
 
 def plain(value: object) -> object:
@@ -58,7 +60,7 @@ def constants_of(*things: object) -> dict[str, list]:  # name -> its values, one
         if function in seen:
             continue
         seen.add(function)
-        for name in (globals_of(function.__code__) & function.__globals__.keys()).difference(LEADS_EVERYWHERE):
+        for name in (globals_of(function.__code__) & function.__globals__.keys()).difference(LEFT_OUT):
             value = function.__globals__[name]
             if NAME.fullmatch(name) and plain(value) is not OTHER and plain(value) not in found.setdefault(name, []):
                 found[name] = sorted([*found[name], plain(value)], key=repr)

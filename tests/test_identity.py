@@ -75,7 +75,7 @@ def rename_module(folder: Path) -> None:
         text = text.replace("training.structure import", "training.maps import")
         text = text.replace("medsynth.training.structure", "medsynth.training.maps")
         if path.parent.name == "training":
-            text = re.sub(r"^from \\.structure import", "from .maps import", text, flags=re.M)
+            text = re.sub(r"^from \.structure import", "from .maps import", text, flags=re.M)
         path.write_text(text, encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """Do the numbers in figures/ stand? `python tests/fingerprints/published.py FOLDER MEASURES`, where FOLDER/COMMIT.json is what
-`store.py --values` wrote in a worktree of the commit that an artefact's provenance names, and FOLDER/today.json what it writes
-here. An artefact all of whose parts agree gets `versions`, any other `stale` with the reason; what has versions is left alone."""
+`store.py --values` wrote in a worktree of the commit that an artefact's provenance names. An artefact all of whose parts agree
+with what is kept gets `versions`, any other `stale` with the reason; what has versions is left alone."""
 import argparse
 import ast
 import json
@@ -54,12 +54,12 @@ def layouts_of(about: dict, tasks: set[str]) -> list[str]:
     return sorted({TASKS[t].get("layout", "phantom") for t in tasks or {"brain"}})
 
 
-def unlike(name: str, kinds: set[str], recipe: str, then: dict, now: dict) -> str:
+def unlike(name: str, kinds: set[str], recipe: str, then: dict, new: dict) -> str:
     """Say in what an entry of a commit is not that of today; nothing where it is. Cases of other kinds of slices do not count."""
     from fingerprints.stages import CASES
     from fingerprints.store import close
 
-    old, new = then.get(name, {"error": "there was none"}), now[name]
+    old = then.get(name, {"error": "there was none"})
     if "error" in old:
         return f"{name} cannot be taken there ({old['error']})"
     of_stage = CASES.get(name.partition("/")[2], {})
@@ -90,7 +90,7 @@ def cells_of(text: str) -> str:
 
 def verdict_of(about: dict, folder: Path, measures: dict[str, list[str]]) -> dict:  # versions, or why it is stale
     """Judge one artefact."""
-    from fingerprints.store import entries
+    from fingerprints.store import entries, read_kept
 
     commit = about["environment"]["medsynth"].split()[-1]
     if commit.endswith("+"):
@@ -98,10 +98,9 @@ def verdict_of(about: dict, folder: Path, measures: dict[str, list[str]]) -> dic
     notebook = ROOT / "nbs" / "experiments" / f"{about['artefact']}.ipynb"
     if notebook.exists() and cells_then(commit, about["artefact"]) != cells_of(notebook.read_text(encoding="utf-8")):
         return {"stale": f"the cells of its notebook changed since {commit}"}
-    then, now = (json.loads((folder / f"{n}.json").read_text()) for n in (commit, "today"))
-    parts, recipe = parts_of(about, measures)
+    then, kept, (parts, recipe) = json.loads((folder / f"{commit}.json").read_text()), read_kept(HERE), parts_of(about, measures)
     for name, kinds in sorted(parts.items()):
-        if why := unlike(name, kinds, recipe, then, now):
+        if why := unlike(name, kinds, recipe, then, kept[name][str(entries()[name].version)]["numbers"]):
             return {"stale": f"of {commit}; since then {why}"}
     versions = {n: entries()[n].version for n in sorted(parts)}
     return {"versions": versions, "versions_by": f"fingerprints of {commit}, equal to those kept"}

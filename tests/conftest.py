@@ -1,6 +1,10 @@
-"""What every test shares: a home of its own, no window for figures, and the real images where they are."""
+"""What every test shares: a home of its own, no window for figures, the real images where they are, and word of how far it is."""
 import os
 import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,23 +14,25 @@ os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would fight over two cores
 
-LONGEST = ("test_chapters", "test_cli", "test_tasks_other", "test_training", "test_data_check")  # files that workers take first
+FIRST = ("test_cli", "test_tasks_other", "test_training")  # files that workers take first, the longest
 SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker, whose home has them, runs both
+LAST = "test_chapters"  # given out a chapter at a time, so that all workers end together
+EVERY_S = 15  # seconds between two lines about how far the tests are
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no worker is left alone with one at the end."""
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Put the longest files first and the chapters last, so that no worker is left alone with one at the end."""
+    place = {name: i for i, name in enumerate(FIRST)} | {LAST: len(FIRST) + 1}
+    items.sort(key=lambda item: place.get(item.path.stem, len(FIRST)))
 
 
 class ByFile(LoadFileScheduling):
-    """Give a worker a file at a time, SHARED as if they were one."""
+    """Give a worker a file at a time, SHARED as if they were one, and a test of LAST at a time."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Name what a test is given out with."""
         file = super()._split_scope(nodeid)
-        return "shared" if Path(file).stem in SHARED else file
+        return "shared" if Path(file).stem in SHARED else nodeid if Path(file).stem == LAST else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,6 +41,70 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
     return ByFile(config, log)
 
 
+class Progress:
+    """A line every EVERY_S seconds, instead of pytest's dots: how many tests are done, and at which the workers are."""
+
+    def __init__(self, reporter: pytest.TerminalReporter):
+        self.reporter, self.total, self.began = reporter, 0, time.time()
+        self.at: dict[str, float] = {}  # test -> when it began
+        self.done: Counter[str] = Counter()
+        self.stopped = threading.Event()
+
+    def line(self) -> str:
+        """Say how far the tests are."""
+        now, counted = time.time(), ", ".join(f"{n} {word}" for word, n in self.done.items())
+        at = ", ".join(f"{name.removeprefix('tests/')} ({now - began:.0f} s)" for name, began in list(self.at.items()))
+        return (f"{(now - self.began) / 60:4.1f} min: {sum(self.done.values())} of {self.total} tests done"
+                f"{f' ({counted})' if counted else ''}; at work on {at or 'nothing yet'}")
+
+    def say(self, text: str) -> None:
+        """Write a line at once, into a file too."""
+        self.reporter.write_line(text)
+        self.reporter.flush()
+
+    def talk(self) -> None:
+        """Say how far the tests are until they are over."""
+        while not self.stopped.wait(EVERY_S):
+            self.say(self.line())
+
+    @pytest.hookimpl
+    def pytest_sessionstart(self) -> None:
+        """Begin to talk."""
+        threading.Thread(target=self.talk, daemon=True).start()
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self) -> None:
+        """Fall silent."""
+        self.stopped.set()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Note how many tests there are."""
+        self.total = len(ids)
+
+    @pytest.hookimpl
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note that a worker has begun a test."""
+        self.at[nodeid] = time.time()
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test that is over, and name one that failed at once."""
+        if report.failed:
+            self.say(f"FAILED {report.nodeid}, {report.when}")
+        if report.when == "call" or report.outcome != "passed":
+            self.done[report.outcome] += 1
+        if report.when == "teardown":
+            self.at.pop(report.nodeid, None)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_teststatus(self) -> Iterator[None]:
+        """Keep what pytest calls a report, but for the letter that it writes."""
+        category, _, word = yield
+        return category, "", word
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, which makes the reporter
 def pytest_configure(config: pytest.Config) -> None:
     """Give the session its own MEDSYNTH_HOME, or the one that MEDSYNTH_TEST_HOME names (to keep runs between sessions)."""
     home = os.environ.get("MEDSYNTH_TEST_HOME")
@@ -43,6 +113,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
         home = folder.name
     os.environ["MEDSYNTH_HOME"] = str(Path(home) / os.environ.get("PYTEST_XDIST_WORKER", ""))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and config.getoption("numprocesses", None) and config.get_verbosity() == 0:
+        config.pluginmanager.register(Progress(reporter))
 
 
 def pytest_report_header() -> list[str]:

@@ -40,7 +40,7 @@ def in_child(notebook: Path, folder: Path) -> None:
     passed, seconds = run_notebook(notebook, skip_flags=config.tst_flags.split(), basepath=config.config_path,
                                    cell_timeout=config.cell_timeout or None)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    (folder / "took.json").write_text(json.dumps({"passed": passed, "seconds": seconds, "peak_mb": peak_mb}))
+    (folder / "took.json").write_text(json.dumps({"passed": passed, "seconds": seconds, "peak_mb": peak_mb, "cpu": sum(sum(resource.getrusage(w)[:2]) for w in (0, -1))}))
 
 
 def end(child: BaseProcess) -> None:

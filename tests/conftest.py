@@ -54,8 +54,8 @@ class Progress:
         """Say how far the tests are."""
         now, counted = time.time(), ", ".join(f"{n} {word}" for word, n in self.done.items())
         at = ", ".join(f"{name.removeprefix('tests/')} ({now - began:.0f} s)" for name, began in list(self.at.items()))
-        return (f"{(now - self.began) / 60:4.1f} min: {sum(self.done.values())} of {self.total} tests done"
-                f"{f' ({counted})' if counted else ''}; at work on {at or 'nothing yet'}")
+        done = f"{sum(self.done.values())} of {self.total} tests done{f' ({counted})' if counted else ''}; at work on {at}"
+        return f"{(now - self.began) / 60:4.1f} min: {done if self.total else 'finding the tests'}"
 
     def say(self, text: str) -> None:
         """Write a line at once, into a file too."""
@@ -116,6 +116,16 @@ def pytest_configure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and config.getoption("numprocesses", None) and config.get_verbosity() == 0:
         config.pluginmanager.register(Progress(reporter))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the notebooks that took most memory."""
+    took = {r.nodeid: dict(r.user_properties).get("peak_mb") for r in terminalreporter.stats.get("passed", [])}
+    most = sorted(((mb, nodeid) for nodeid, mb in took.items() if mb), reverse=True)[:5]
+    if most:
+        terminalreporter.section("most memory taken")
+    for mb, nodeid in most:
+        terminalreporter.write_line(f"{mb:6.0f} MB  {nodeid}")
 
 
 def pytest_report_header() -> list[str]:

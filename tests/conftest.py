@@ -1,5 +1,6 @@
 """What every test shares: a home of its own, no window for figures, the real images where they are, and word of how far it is."""
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -11,19 +12,24 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 os.environ["MPLBACKEND"] = "agg"
-if "PYTEST_XDIST_WORKER" in os.environ:
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER:
     os.environ["OMP_NUM_THREADS"] = "1"  # two workers of two threads each would fight over two cores
 
-FIRST = ("test_cli", "test_tasks_other", "test_training")  # files that workers take first, the longest
-SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker, whose home has them, runs both
+SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker runs both, and begins with them
 LAST = "test_chapters"  # given out a chapter at a time, so that all workers end together
 EVERY_S = 15  # seconds between two lines about how far the tests are
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first and the chapters last, so that no worker is left alone with one at the end."""
-    place = {name: i for i, name in enumerate(FIRST)} | {LAST: len(FIRST) + 1}
-    items.sort(key=lambda item: place.get(item.path.stem, len(FIRST)))
+    """Order the files: SHARED, the longest; those of seconds, which say soonest that something is broken; the others; LAST."""
+    long = {item.path.stem for item in items if item.get_closest_marker("long")}
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return SHARED.index(name) - len(SHARED) if name in SHARED else 2 if name == LAST else int(name in long)
+
+    items.sort(key=place)
 
 
 class ByFile(LoadFileScheduling):
@@ -107,15 +113,26 @@ class Progress:
 @pytest.hookimpl(trylast=True)  # after pytest's own, which makes the reporter
 def pytest_configure(config: pytest.Config) -> None:
     """Give the session its own MEDSYNTH_HOME, or the one that MEDSYNTH_TEST_HOME names (to keep runs between sessions)."""
-    home = os.environ.get("MEDSYNTH_TEST_HOME")
+    home = os.environ["MEDSYNTH_HOME"] if WORKER else os.environ.get("MEDSYNTH_TEST_HOME")  # a worker's lies in the session's
     if home is None:
         folder = tempfile.TemporaryDirectory(prefix="medsynth-test-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         home = folder.name
-    os.environ["MEDSYNTH_HOME"] = str(Path(home) / os.environ.get("PYTEST_XDIST_WORKER", ""))
+    os.environ["MEDSYNTH_HOME"] = str(Path(home) / WORKER)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and config.getoption("numprocesses", None) and config.get_verbosity() == 0:
         config.pluginmanager.register(Progress(reporter))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def finished_runs() -> None:
+    """Copy what other workers have trained meanwhile, so that no chain is trained twice: the same seed gives the same bits."""
+    home = Path(os.environ["MEDSYNTH_HOME"])
+    (home / "runs").mkdir(parents=True, exist_ok=True)
+    for done in (home.parent.glob("gw*/runs/*/done.json") if WORKER else ()):
+        if not (run := home / "runs" / done.parent.name).exists():
+            whole = shutil.copytree(done.parent, home / "copied" / run.name, ignore=shutil.ignore_patterns("step_*"))
+            whole.rename(run)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

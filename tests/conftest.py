@@ -18,11 +18,16 @@ if WORKER:
 
 SHARED = ("test_cli", "test_tasks_other")  # these train the same chains: one worker runs both, and begins with them
 LAST = "test_chapters"  # given out a chapter at a time, so that all workers end together
+LONG = {"chain", "graphs", "judged", "painter", "reproduced", "written"}  # fixtures of seconds; what asks for one is `long`
 EVERY_S = 15  # seconds between two lines about how far the tests are
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files: SHARED, the longest; those of seconds, which say soonest that something is broken; the others; LAST."""
+    for item in items:
+        if LONG & set(getattr(item, "fixturenames", ())):
+            item.add_marker("long")
     long = {item.path.stem for item in items if item.get_closest_marker("long")}
 
     def place(item: pytest.Item) -> int:

@@ -19,6 +19,7 @@ from nbdev.test import test_nb as run_notebook
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY_MB = 2048  # that a chapter may take at most
 SECONDS = 600  # that a chapter may take at most
+pytestmark = pytest.mark.long
 PRELOAD = ["medsynth.cli", "lightning_fabric", "nbdev.test", "matplotlib_inline.backend_inline", "pytest"]  # slow imports
 
 
@@ -40,7 +41,7 @@ def in_child(notebook: Path, folder: Path) -> None:
     passed, seconds = run_notebook(notebook, skip_flags=config.tst_flags.split(), basepath=config.config_path,
                                    cell_timeout=config.cell_timeout or None)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    (folder / "took.json").write_text(json.dumps({"passed": passed, "seconds": seconds, "peak_mb": peak_mb, "cpu": sum(sum(resource.getrusage(w)[:2]) for w in (0, -1))}))
+    (folder / "took.json").write_text(json.dumps({"passed": passed, "seconds": seconds, "peak_mb": peak_mb}))
 
 
 def end(child: BaseProcess) -> None:

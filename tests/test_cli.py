@@ -85,6 +85,7 @@ def test_a_second_call_makes_nothing_anew(reproduced: subprocess.CompletedProces
     assert "made" in asked("reproduce", "fig_06").stdout and picture.exists(), "a picture that was deleted is made again"
 
 
+@pytest.mark.long
 def test_dry_run_trains_nothing(tmp_path: Path) -> None:
     """It prints runs, steps and minutes, and makes no run."""
     said = asked("reproduce", "table_1", "fig_16", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
@@ -304,6 +305,7 @@ def test_quality_judges_a_task(judged: subprocess.CompletedProcess) -> None:
     assert (folder / "quality.csv").exists()
 
 
+@pytest.mark.long
 def test_quality_says_beforehand_what_it_trains(tmp_path: Path) -> None:
     """Chain, judges, GAN#, controls; nothing is trained."""
     said = asked("quality", "brain", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
@@ -390,6 +392,7 @@ def test_bad_requests_return_2(
     assert not (tmp_path / "runs").exists() and not (tmp_path / "artefacts").exists()
 
 
+@pytest.mark.long
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     """In a process of its own: exit 2 either way, the traceback only when asked for."""
     for words in ([], ["--debug"]):
@@ -404,6 +407,7 @@ def test_an_empty_folder_is_a_bad_request(tmp_path: Path) -> None:
     assert said.returncode == 2 and "patient01" in said.stderr and not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_real_brain_mri_with_a_spoilt_file(brain_ms: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +424,7 @@ def test_real_brain_mri_with_a_spoilt_file(brain_ms: Path, tmp_path: Path, capsy
     assert main([*words, "--strict"]) == 2 and "patient07" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path: Path) -> None:
     """Train the whole chain on Flair and T1c with five classes, then write cases; figures with real pixels stay at home."""
@@ -438,6 +443,7 @@ def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path
     assert facts["shows_real_images"] and "brats2015_subset" not in REDISTRIBUTABLE, "its licence keeps it out of figures/"
 
 
+@pytest.mark.long
 def test_data_is_listed_imitated_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A phantom in a data set's layout, whose folder has a space; a file spoilt, then strict; help with an example."""
     def said(code: int, *words: object) -> tuple[str, str]:
@@ -463,6 +469,7 @@ def test_data_is_listed_imitated_and_checked(tmp_path: Path, capsys: pytest.Capt
     assert "Example: medsynth data phantom" in typed("data", "phantom", "--help").stdout
 
 
+@pytest.mark.long
 def test_data_is_cached() -> None:
     """The phantom at smoke, by the command: what is there and where; the second call finds it."""
     first, second = typed("data", "cache", "phantom"), asked("data", "cache", "phantom")

@@ -10,7 +10,7 @@ REPRODUCE_ARGS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(DATA),--data '$(
 REPRODUCE_ENV = $(if $(HOME_DIR),MEDSYNTH_HOME='$(HOME_DIR)')
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv reproduce test slow export book
+.PHONY: help .venv reproduce check test slow export book
 
 help: ## say what can be made
 	@echo 'Everything runs in .venv, which is made on first use (Python 3.11 or newer; PYTHON=... picks one).'
@@ -34,8 +34,13 @@ $(STAMP): settings.ini setup.py constraints.txt
 reproduce: $(STAMP) ## make the thesis's tables and figures again
 	$(REPRODUCE_ENV) $(BIN)/medsynth reproduce $(REPRODUCE_ARGS)
 
-test: $(STAMP) ## run every test but the slow ones, on WORKERS cores (2), a file on one
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
+TESTS = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+check: $(STAMP) ## run what takes seconds: house rules, units, fingerprints; 2 minutes on WORKERS cores (2)
+	$(TESTS) -m "not slow and not long and not browser"
+
+test: $(STAMP) ## run every test but the slow ones; 15 minutes on WORKERS cores (2)
+	$(TESTS) -m "not slow" --durations 25
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

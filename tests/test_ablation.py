@@ -65,6 +65,7 @@ def test_profiles_train_what_the_budget_has() -> None:
     assert n_seeds_of(Request(DataRef("brain_ms", Path("there")), "demo")) == 1
 
 
+@pytest.mark.long
 def test_rows_share_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows build on the same runs of their seed; only the adversarial stage is another."""
     monkeypatch.setattr("medsynth.evaluation.catalogue.n_seeds_of", lambda request: 2)
@@ -237,6 +238,7 @@ def test_boxes_by_hand() -> None:
     assert torch.equal(crops.box_crops(ramp, lesion), ramp[..., 16:48, 16:48]), "32 pixels a side stay as they are"
 
 
+@pytest.mark.long
 def test_crops_of_the_same_images(court: Court) -> None:
     """Slices without a lesion are left out on both sides; masked crops of unlike lesions are alike, whole images are not."""
     t = court.test.tensors

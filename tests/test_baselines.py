@@ -40,6 +40,7 @@ def drawn(stage: BasicGAN, weights: dict | None = None, n: int = 64) -> torch.Te
     return x
 
 
+@pytest.mark.long
 def test_it_overfits_one_batch(slices: Slices) -> None:
     """On four slices alone, its images have less than half of the squared error to the nearest of any uniform grey image."""
     four = Slices(**(slices.__dict__ | {"tensors": {k: v if k == "labels" else v[2:6] for k, v in slices.tensors.items()}}))
@@ -52,6 +53,7 @@ def test_it_overfits_one_batch(slices: Slices) -> None:
     assert error(drawn(stage)) < 0.5 * grey < 0.5 * error(drawn(stage, before))
 
 
+@pytest.mark.long
 def test_it_beats_its_own_initial_distance(slices: Slices) -> None:
     """Frechet distance of images averaged to 8x8 to held-out slices: below half of the untrained one's and of any grey card's."""
     stage, before = trained_gan(slices, 400, modality=3)
@@ -80,6 +82,7 @@ def test_it_takes_every_shape(channels: int, size: tuple[int, int]) -> None:
     assert stage.picture() is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["brain", "fundus"])
 def test_it_has_one_name(task: str) -> None:
     """Asked for without a modality it is the run of the first one, which `quality` and the figures ask for."""

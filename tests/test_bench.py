@@ -91,6 +91,7 @@ def test_monai_works_as_hard() -> None:
         assert rivals.count_macs(rivals.monai_unet(macs, 1, 5, scale["size"]), x) == pytest.approx(macs, rel=0.05)
 
 
+@pytest.mark.long
 def test_every_row_is_told(capsys: pytest.CaptureFixture) -> None:
     """JSON is well formed, no row is left out, and every contest has its numbers or says why not."""
     assert main(["bench", "--json", "--scale", "tiny"]) == 0

@@ -18,6 +18,7 @@ from medsynth.data.samples import Cohort, Patient, facts_of, split_patients
 from medsynth.training.tasks import load_slices, plan, unfold
 
 HALF_A_STEP = 0.5 / brats_full.PEAK + 1e-6
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

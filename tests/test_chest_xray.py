@@ -54,6 +54,7 @@ def quietly(path: Path) -> Cohort:
         return read(path)
 
 
+@pytest.mark.long
 def test_what_is_written_is_read(written: Path) -> None:
     """Pixels to JPEG's precision; class, person and side exactly; no warning."""
     with warnings.catch_warnings():
@@ -83,6 +84,7 @@ def test_the_thesis_and_the_repackaged_size(written: Path) -> None:
     assert cohort.name == "chest_xray_224" and cohort.patients[0].images["X-ray"].shape[1:] == (224, 224)
 
 
+@pytest.mark.long
 def test_phantoms_are_reproducible_and_their_disease_is_where_it_belongs(tmp_path: Path) -> None:
     """The same seed gives the same bytes; none, one or both lungs are ill; the same person is drawn at any size."""
     for out in ("a", "b"):

@@ -1,11 +1,13 @@
 """The commands as a user types them, in processes of their own: results, exit codes, what is said, nothing half-written."""
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +32,17 @@ MEDSYNTH = Path(sys.executable).parent / "medsynth"
 def typed(*words: object, **env: str) -> subprocess.CompletedProcess:
     """Run `medsynth WORDS`, where no real images lie about."""
     words, env = [MEDSYNTH, *map(str, words)], os.environ | {"MEDSYNTH_DATA": ""} | env
-    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=1200)
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=2400)
+
+
+def asked(*words: object, **env: str) -> subprocess.CompletedProcess:
+    """The same without its seconds of imports, in this process: where another test types that command."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in ({"MEDSYNTH_DATA": ""} | env).items():
+            patch.setenv(name, value)
+        code = main([*map(str, words)])
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +82,13 @@ def test_a_second_call_makes_nothing_anew(reproduced: subprocess.CompletedProces
     assert "training brain" not in again.stdout and "running" not in again.stdout
     picture = home() / "artefacts" / "phantom" / "smoke" / "fig_06.png"
     picture.unlink()
-    assert "made" in typed("reproduce", "fig_06").stdout and picture.exists(), "a picture that was deleted is made again"
+    assert "made" in asked("reproduce", "fig_06").stdout and picture.exists(), "a picture that was deleted is made again"
 
 
+@pytest.mark.long
 def test_dry_run_trains_nothing(tmp_path: Path) -> None:
     """It prints runs, steps and minutes, and makes no run."""
-    said = typed("reproduce", "table_1", "fig_16", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
+    said = asked("reproduce", "table_1", "fig_16", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
     assert said.returncode == 0 and "synthesis" in said.stdout and "minutes" in said.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -83,7 +96,7 @@ def test_dry_run_trains_nothing(tmp_path: Path) -> None:
 def test_synthesise_twice(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
     """A data set is written, then completed, with a picture of it; rejection rates are said."""
     out = tmp_path / "cases"
-    first, second = (typed("synthesise", "brain", "--n", n, "--out", out) for n in (2, 5))
+    first, second = (call("synthesise", "brain", "--n", n, "--out", out) for call, n in ((typed, 2), (asked, 5)))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "3 cases written, 2 were there" in second.stdout and (out / "contact_sheet.png").exists()
     assert "Algorithm 3 rejected" in second.stdout and "Algorithm 4 rejected" in second.stdout
@@ -122,10 +135,10 @@ def test_runs_are_listed_and_shown(reproduced: subprocess.CompletedProcess) -> N
     assert listed.returncode == 0 and listed.stdout.count("brain-phantom") >= 9
     assert all(" steps/s " in line for line in listed.stdout.splitlines() if line.startswith("done"))
     density = next(word for word in listed.stdout.split() if word.startswith("brain-phantom-density"))
-    shown = typed("runs", "show", density[:-3])
+    shown = asked("runs", "show", density[:-3])
     assert shown.returncode == 0 and Path(shown.stdout.split("losses: ")[1].splitlines()[0]).exists()
     assert list(Path(shown.stdout.split("on the way: ")[1].splitlines()[0]).glob("*.png")), "pictures of a run on its way"
-    assert typed("runs", "show", "brain-phantom-processor").returncode == 2
+    assert asked("runs", "show", "brain-phantom-processor").returncode == 2
 
 
 def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> None:
@@ -133,7 +146,7 @@ def test_publish(reproduced: subprocess.CompletedProcess, tmp_path: Path) -> Non
     said = typed("publish", "fig_16", "--figures", tmp_path)
     assert said.returncode == 0
     assert sorted(p.name for p in (tmp_path / "phantom").iterdir()) == ["fig_16.json", "fig_16.png"]
-    assert typed("publish", "fig_16", "--figures", tmp_path, "--recipe", "thesis").returncode == 2, "none was made of that recipe"
+    assert asked("publish", "fig_16", "--figures", tmp_path, "--recipe", "thesis").returncode == 2, "none was made of that recipe"
 
 
 @pytest.mark.parametrize("data", ["real_images", *(n for n in ("phantom", *SOURCES) if n not in REDISTRIBUTABLE)])
@@ -292,12 +305,13 @@ def test_quality_judges_a_task(judged: subprocess.CompletedProcess) -> None:
     assert (folder / "quality.csv").exists()
 
 
+@pytest.mark.long
 def test_quality_says_beforehand_what_it_trains(tmp_path: Path) -> None:
     """Chain, judges, GAN#, controls; nothing is trained."""
-    said = typed("quality", "brain", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
+    said = asked("quality", "brain", "--dry-run", MEDSYNTH_HOME=str(tmp_path))
     assert said.returncode == 0 and "runs to train: about" in said.stderr and not (tmp_path / "runs").exists()
     assert all(f"-{s}-" in said.stdout for s in ("lesion_judge", "modality_judge", "features", "translation_judge", "gan"))
-    assert "gan" not in typed("quality", "brain", "--dry-run", "--no-controls", MEDSYNTH_HOME=str(tmp_path)).stdout
+    assert "gan" not in asked("quality", "brain", "--dry-run", "--no-controls", MEDSYNTH_HOME=str(tmp_path)).stdout
 
 
 def test_quality_judges_a_run_and_a_folder(judged: subprocess.CompletedProcess, tmp_path: Path) -> None:
@@ -308,8 +322,8 @@ def test_quality_judges_a_run_and_a_folder(judged: subprocess.CompletedProcess, 
     task, alone = ({r["name"]: r for r in json.loads(s.stdout)["rows"]} for s in (judged, of_run))
     assert all(task[n]["value"] == alone[n]["value"] for n in task if n not in ("teaches registration", "fid"))
     assert alone["distance"]["verdict"] == "not run: GAN#"
-    assert typed("synthesise", "brain", "--n", "8", "--out", tmp_path / "cases").returncode == 0
-    of_folder = typed("quality", tmp_path / "cases")
+    assert asked("synthesise", "brain", "--n", "8", "--out", tmp_path / "cases").returncode == 0
+    of_folder = asked("quality", tmp_path / "cases")
     assert of_folder.returncode == 0, of_folder.stderr
     assert "(8 cases)" in of_folder.stdout and "PHANTOM" in of_folder.stdout
 
@@ -325,10 +339,10 @@ def test_quality_judges_loose_images(judged: subprocess.CompletedProcess, tmp_pa
     distance = next(r["value"] for r in json.loads(said.stdout)["rows"] if r["name"] == "distance")
     assert abs(distance) < 1e-3, "the held-out images themselves"
     assert list(json.loads(said.stdout)["provenance"]["files_set_aside"]) == ["broken.png"]
-    assert typed("quality", tmp_path).returncode == 2
-    strict = typed("quality", tmp_path, "--modality", "Flair", "--strict")
+    assert asked("quality", tmp_path).returncode == 2
+    strict = asked("quality", tmp_path, "--modality", "Flair", "--strict")
     assert strict.returncode == 2 and "broken.png" in strict.stderr
-    none = typed("quality", tmp_path, "--modality", "Flair", "--inception", tmp_path / "absent.pth")
+    none = asked("quality", tmp_path, "--modality", "Flair", "--inception", tmp_path / "absent.pth")
     assert none.returncode == 2 and "absent.pth" in none.stderr
 
 
@@ -378,6 +392,7 @@ def test_bad_requests_return_2(
     assert not (tmp_path / "runs").exists() and not (tmp_path / "artefacts").exists()
 
 
+@pytest.mark.long
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     """In a process of its own: exit 2 either way, the traceback only when asked for."""
     for words in ([], ["--debug"]):
@@ -388,10 +403,11 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_an_empty_folder_is_a_bad_request(tmp_path: Path) -> None:
     """And leaves nothing behind."""
     (tmp_path / "data").mkdir()
-    said = typed("reproduce", "--data", f"brain_ms={tmp_path / 'data'}", MEDSYNTH_HOME=str(tmp_path / "home"))
+    said = asked("reproduce", "--data", f"brain_ms={tmp_path / 'data'}", MEDSYNTH_HOME=str(tmp_path / "home"))
     assert said.returncode == 2 and "patient01" in said.stderr and not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_real_brain_mri_with_a_spoilt_file(brain_ms: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +424,7 @@ def test_real_brain_mri_with_a_spoilt_file(brain_ms: Path, tmp_path: Path, capsy
     assert main([*words, "--strict"]) == 2 and "patient07" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path: Path) -> None:
     """Train the whole chain on Flair and T1c with five classes, then write cases; figures with real pixels stay at home."""
@@ -420,12 +437,13 @@ def test_the_two_modality_brats_subset_at_smoke(brats2015_subset: Path, tmp_path
     assert made.returncode == 0, made.stderr
     about = json.loads((tmp_path / "cases" / "dataset.json").read_text())
     assert about["modalities"] == ["Flair", "T1c"] and about["n_classes"] == 5
-    figure = typed("reproduce", "fig_06", *words[1:], MEDSYNTH_HOME=home)
+    figure = asked("reproduce", "fig_06", *words[1:], MEDSYNTH_HOME=home)
     assert figure.returncode == 0, figure.stderr
     facts = json.loads((tmp_path / "home" / "artefacts" / "brats2015_subset" / "smoke" / "fig_06.json").read_text())
     assert facts["shows_real_images"] and "brats2015_subset" not in REDISTRIBUTABLE, "its licence keeps it out of figures/"
 
 
+@pytest.mark.long
 def test_data_is_listed_imitated_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A phantom in a data set's layout, whose folder has a space; a file spoilt, then strict; help with an example."""
     def said(code: int, *words: object) -> tuple[str, str]:
@@ -451,9 +469,10 @@ def test_data_is_listed_imitated_and_checked(tmp_path: Path, capsys: pytest.Capt
     assert "Example: medsynth data phantom" in typed("data", "phantom", "--help").stdout
 
 
+@pytest.mark.long
 def test_data_is_cached() -> None:
     """The phantom at smoke, by the command: what is there and where; the second call finds it."""
-    first, second = typed("data", "cache", "phantom"), typed("data", "cache", "phantom")
+    first, second = typed("data", "cache", "phantom"), asked("data", "cache", "phantom")
     assert first.returncode == second.returncode == 0 and first.stdout == second.stdout, first.stderr
     folder = Path(first.stdout.split("cache: ")[1].strip())
     assert (folder / "x.npy").exists() and (folder / "about.json").exists() and "24 train, 8 test" in first.stdout

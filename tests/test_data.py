@@ -45,6 +45,7 @@ def cohort_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_the_reader_on_its_layout(cohort_folder: Path) -> None:
     """Grid, range, orientation, split and the label set."""
     cohort = brain_ms.read_brain_ms(cohort_folder)
@@ -107,6 +108,7 @@ BAD = [(nothing, "T2_"), (other_shape, "shape"), (other_affine, "affine"), (trun
        (with_nan, "NaN"), (constant, "fill"), (unknown_class, r"\[0.0, 7.0\]")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("spoil", "says"), BAD, ids=[f.__name__ for f, _ in BAD])
 def test_a_bad_record_is_named_and_the_rest_goes_on(tmp_path: Path, spoil: Callable, says: str) -> None:
     """One spoilt patient is set aside with its reason; the others are read."""
@@ -136,6 +138,7 @@ def test_a_header_that_asks_for_too_much_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "huge.nii")
 
 
+@pytest.mark.long
 def test_a_training_patient_may_lack_a_modality_and_a_held_out_one_may_not(tmp_path: Path) -> None:
     """With `needs`, patient 07 stays without T2 but not without T1; patient 26 is held out and stays only whole."""
     nothing(write_patient(tmp_path, "patient07"))
@@ -172,6 +175,7 @@ def write_brats(root: Path, side: str, name: str) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_brats_reader_on_its_layout(tmp_path: Path) -> None:
     """Sides, crop, orientation, range and classes, voxel by voxel."""
     for side, name in (("train", "a"), ("validation", "b"), ("test", "c")):
@@ -218,6 +222,7 @@ BAD_BRATS = [(brats_class, "classes 0 to 4"), (brats_axes, "axes"), (brats_shape
              (brats_empty, "fill")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("spoil", "says"), BAD_BRATS, ids=[f.__name__ for f, _ in BAD_BRATS])
 def test_a_bad_brats_record_is_named_and_the_rest_goes_on(tmp_path: Path, spoil: Callable, says: str) -> None:
     """One spoilt patient is set aside with its reason; the other is read."""
@@ -266,6 +271,7 @@ def test_signal_by_hand() -> None:
     assert abs(phantom.signal("white", "T1") - 0.72 * (1 - np.exp(-5 / 6)) * np.exp(-0.2)) < 1e-12
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_real_cohort(brain_ms: Path) -> None:  # noqa: F811
     """Three imaged patients, 26 held out, 27 labels alone, no record set aside, one grid."""
@@ -280,6 +286,7 @@ def test_the_real_cohort(brain_ms: Path) -> None:  # noqa: F811
     assert all(p.label.any() and p.images["T1"].shape == (70, 192, 160) for p in cohort.patients)
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_real_brats_subset(brats2015_subset: Path) -> None:
     """Six patients, two held out, none set aside, all in [0, 1], tumours of every patient inside its images."""

@@ -32,6 +32,7 @@ from medsynth.structure import slices
 
 SMALL = {"SHAPE": (44, 52, 20), "HEIGHTS": slice(4, 14), "ROWS": slice(6, 46), "COLUMNS": slice(4, 36)}
 WIDE = ((40, 32), 1)  # size and reduction that the small brains fit
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

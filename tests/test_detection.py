@@ -307,6 +307,7 @@ def test_vessel_scores_by_hand() -> None:
     assert vessel_scores(read, truth, view) == {"sensitivity": 0.5, "accuracy": 0.5, "auc": 0.75}
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_coarse_vessels_of_drive() -> None:
     """Real photographs: the lines of green find more than half of the hand-drawn vessels, more than those of red do."""
@@ -354,6 +355,7 @@ def learnt(kind: type, slices: Slices, steps: int, **changes: object) -> tuple[o
     return stage, losses
 
 
+@pytest.mark.long
 def test_the_detector_learns_a_batch_by_heart() -> None:
     """Six windows of 96 x 96, eighty steps: every nodule is found, none is invented; then, frozen, it guides."""
     x, label = windows(6)

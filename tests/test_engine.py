@@ -105,6 +105,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_as(tmp_path_factory.mktemp("processes"), "one", "float64", [], 1)
 
 
+@pytest.mark.long
 def test_two_processes_agree_with_one(one: Path) -> None:
     """20 steps in float64 of every shared stage, on the same global batch: to 1e-9, by Fabric's launcher."""
     two = run_as(one.parent, "fabric", "float64", [], 2)
@@ -322,6 +323,7 @@ if __name__ == "__main__":  # a process of a group: DTYPE OUT, or killable
     train_killable() if sys.argv[1] == "killable" else train_all(sys.argv[2], getattr(torch, sys.argv[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pretraining", "processor", "translator", "synthesis"])
 def test_bf16_learns_as_float32_does(name: str) -> None:
     """Ten steps by autocast: weights stay float32, losses are finite and within a tenth of float32's."""

@@ -96,6 +96,7 @@ def test_modalities_right_and_wrong(court: rows.Court) -> None:
     assert row.value.value == 0.5 and row.verdict == "missed" and row.scores.max() < 0
 
 
+@pytest.mark.long
 def test_lesions_elsewhere_are_found_out(court: rows.Court) -> None:
     """Dice over Dice is 1 where labels are obeyed, and falls apart from a control that ignores them."""
     cases = painted(20, 3)
@@ -121,6 +122,7 @@ def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:
     assert inside.verdict == "judge weak" and "no verdict" in inside.note
 
 
+@pytest.mark.long
 def test_the_other_measures_agree_with_the_library(court: rows.Court) -> None:
     """IoU, sensitivity and accuracy of pooled pixels are `overlap`'s, which are torchmetrics'."""
     cases = painted(12, 3)
@@ -175,6 +177,7 @@ def test_a_moved_modality_is_measured(court: rows.Court, brains: torch.Tensor) -
     assert abs(row.value.value - 3) < 0.25 and row.verdict == "missed"
 
 
+@pytest.mark.long
 def test_registration_must_help_a_misregistered_cohort(court: rows.Court, brains: torch.Tensor) -> None:
     """With L_reg 0 px and without 3 px, the goal is reached; swapped it is missed, whatever the chain itself does."""
     moved = brains.clone()
@@ -196,6 +199,7 @@ def smooth_cohort(seed: int, patients: int) -> Slices:
     return Slices("made up", False, MODALITIES, 2, "-", (), {}, tensors)
 
 
+@pytest.mark.long
 def test_planted_copies_fail() -> None:
     """New patients pass; with 5% copies of training images among them they fail, and so do 5% copies of maps."""
     train, test, new = (smooth_cohort(seed, 100) for seed in (0, 1, 2))
@@ -209,6 +213,7 @@ def test_planted_copies_fail() -> None:
         assert caught.value.value >= 0.05 and caught.verdict == "missed" and caught.scores.min() == 0
 
 
+@pytest.mark.long
 def test_the_yardstick_must_be_apart(court: rows.Court) -> None:
     """Cases like the real ones are nearer than noise, apart; noise judged against them is not."""
     good, noise = subject(painted(20, 3)), subject({"x": torch.rand(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))})
@@ -219,6 +224,7 @@ def test_the_yardstick_must_be_apart(court: rows.Court) -> None:
     assert sets.distance_row(court, good, alone, None).verdict == "not run: GAN#"
 
 
+@pytest.mark.long
 def test_every_seed_of_ours_stands_beside_the_yardstick(court: rows.Court) -> None:
     """A chain whose second seed paints noise is not nearer than GAN#, however good its first is."""
     good, noise = painted(20, 3)["x"], torch.rand(20, 4, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -227,6 +233,7 @@ def test_every_seed_of_ours_stands_beside_the_yardstick(court: rows.Court) -> No
     assert row.verdict == "missed"
 
 
+@pytest.mark.long
 def test_a_yardstick_trained_shorter_gives_no_verdict(court: rows.Court) -> None:
     """GAN# with less than nine tenths of our minutes was not given the same time."""
     ours, theirs = subject(painted(20, 3)), subject({"x": torch.rand(20, 4, 24, 24)})
@@ -327,6 +334,7 @@ def test_too_few_images_for_neighbours(court: rows.Court) -> None:
     assert "unbiased" not in sets.distance_row(court, one, passed, None).note
 
 
+@pytest.mark.long
 def test_every_row_with_cases_has_a_picture(court: rows.Court) -> None:
     """Worst, median and best."""
     whole = subject(painted(12, 3))

@@ -87,6 +87,7 @@ def test_what_a_critic_hears(norm: str, least: float, most: float) -> None:
     assert change.shape == (3, 2) and least <= change.mean().item() < most
 
 
+@pytest.mark.long
 def test_a_fooled_guide_stays_within_its_bound() -> None:
     """The change is at most 0.05 and inside the organ, it lowers what is descended, and twice is the same bits."""
     torch.manual_seed(0)

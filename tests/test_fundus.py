@@ -57,6 +57,7 @@ def pixels(path: Path) -> np.ndarray:
 # The phantom
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes() -> None:
     """Another seed, eye or view gives others; an eye does not depend on the size of its picture."""
     first, again = draw_fundus(1, 2, SIZE), draw_fundus(1, 2, SIZE)
@@ -68,6 +69,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert (near[0][small > 0] > 0).mean() > 0.98
 
 
+@pytest.mark.long
 def test_the_phantom_looks_like_a_fundus() -> None:
     """Red over green over blue, black outside, the disc brightest, the fovea darker than what surrounds it, vessels dark."""
     for number in range(3):
@@ -102,6 +104,7 @@ def test_a_turned_eye_keeps_its_shape() -> None:
 # Round trips
 
 
+@pytest.mark.long
 def test_drive_round_trip(written: Path) -> None:
     """Labels and fields of view exactly, intensities to half a step of eight bits; DRIVE's own numbers and split."""
     cohort = read_drive(written / "DRIVE", side_px=SIDE)
@@ -115,6 +118,7 @@ def test_drive_round_trip(written: Path) -> None:
         assert np.abs(p.images["RGB"][..., 1:57] - painted.images["RGB"]).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.long
 def test_fire_round_trip(written: Path) -> None:
     """Both photographs of an eye, to what a JPEG leaves; no label; the field of view found again; one eye in ten held out."""
     cohort = read_fire(written / "FIRE", side_px=48)
@@ -159,6 +163,7 @@ def test_to_square_keeps_circles_and_means() -> None:
     assert abs(to_square(grey, 100).mean() - to_square(grey, 584).mean()) < 2e-3, "4 pixels to 1, by way of halves"
 
 
+@pytest.mark.long
 def test_the_writers_are_seeded_and_refuse_one_patient(tmp_path: Path) -> None:
     """The same seed, the same files; a set with one side only is a bad request."""
     for name in ("a", "b"):
@@ -451,6 +456,7 @@ def test_bad_requests(drive: Path, tmp_path: Path) -> None:
 # Real images
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_real_drive() -> None:
     """20 and 20 images, none set aside, no image twice; every label has vessels in the field of view, which is found again."""

@@ -111,6 +111,7 @@ def test_a_paired_difference_is_sharper() -> None:
     assert intervals.difference(a, a, {"patients": 12}, draws=30) == intervals.Estimate(0.0, 0.0, 0.0, 12, "patients")
 
 
+@pytest.mark.long
 def test_intervals_cover_the_truth() -> None:
     """About 95 of 100 intervals contain it."""
     hits = [intervals.bootstrap(mean_of(np.random.default_rng(i).normal(size=25)), {"patients": 25}, draws=150, seed=i).apart

@@ -557,6 +557,7 @@ def test_lidc_without_table_or_images_is_a_bad_request(slices: Path) -> None:
         nodules.read_lidc_lungs(slices / "absent")
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_real_slices() -> None:
     """Eight patients, 105 images out of 108 files, 109 nodules out of 120 boxes, none set aside, one patient held out."""

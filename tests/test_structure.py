@@ -247,6 +247,7 @@ def test_median_of_any_box(image: torch.Tensor) -> None:
         assert np.array_equal(edges.median(binary, size)[0, 0].numpy(), expected), size
 
 
+@pytest.mark.long
 def test_an_aperture_stays_where_it_is_and_what_it_shows_moves() -> None:
     """Copies of a disc keep their outline to a pixel and their spokes touch it; an organ's outline moves, a turn moves both."""
     y, x = torch.meshgrid(torch.arange(96.0) - 47.5, torch.arange(96.0) - 47.5, indexing="ij")

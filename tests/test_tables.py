@@ -46,6 +46,7 @@ def test_without_names_what_is_of_the_data() -> None:
         catalogue.check_names(["fig_99"], "drive")
 
 
+@pytest.mark.long
 def test_runs_of_two_tasks_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains of each seed, one GAN# and the features of each task; the same GAN# in the figure; provenance and key of both."""
     monkeypatch.setattr(catalogue, "n_seeds_of", lambda request: 2)
@@ -82,6 +83,7 @@ def sides(court: Court, ours: torch.Tensor, gan: torch.Tensor) -> tuple[Subject,
             Subject("GAN#", ("CT",), [{"x": gan}], [], 1.0), protocols.real_subject(court, 99))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "channels"), [("none", 3), ("boxes", 3), ("class", 1)])
 def test_ours_beside_gan_by_hand(kind: str, channels: int) -> None:
     """Ours are the held-out images, GAN#'s are black: nearer, surely; of boxes the crops are measured too; time decides."""

@@ -21,6 +21,7 @@ from medsynth.training.engine import open_fabric
 
 OTHERS = tuple(t for t in profiles.TASKS if t != "brain")
 CHANNELS = {"fundus": 3, "lung_ct": 1, "chest_xray": 1, "low_dose_ct": 3}
+pytestmark = pytest.mark.long
 
 
 def slices_of(task: str) -> Slices:

@@ -63,6 +63,7 @@ def test_every_stage_learnt_and_drew(chain: Path) -> None:
         assert run.done and len(lines) == run.params["settings"]["steps"] and (run.path / "picture.png").exists()
 
 
+@pytest.mark.long
 def test_same_seed_same_bits(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage trained in another home has the same checkpoint; with another seed it has not."""
     monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
@@ -188,6 +189,7 @@ def test_a_line_cut_short_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pyte
         assert loop.read_metrics(run)["step"] == [0, 1]
 
 
+@pytest.mark.long
 def test_a_saturated_critic_stops_the_run_and_a_resumed_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right for SATURATED_STEPS rows on end, counted from the last doubt; resumed, at the same step with the same words."""
     monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))
@@ -245,6 +247,7 @@ def test_slices_of_another_recipe_are_no_plan_of_this_run() -> None:
         tasks.finish(run, below, tasks.load_slices(PHANTOM, "smoke"))
 
 
+@pytest.mark.long
 def test_the_thesis_trains_and_draws_at_smoke() -> None:
     """End to end: wired by planes, started from a blur that training has hardly left (D20, D26; chapter 31 has what it does)."""
     painter = open_painter("brain", PHANTOM, "thesis", "smoke", 0)
@@ -392,6 +395,7 @@ def test_few_patients() -> None:
         tasks.check_changes({"data.patients": 0})
 
 
+@pytest.mark.long
 def test_remedies_for_little_data() -> None:
     """R1 adds its weight times D's slope to (13) and (20), and makes it smaller; augmented images pass gradients."""
     torch.manual_seed(0)
@@ -490,6 +494,7 @@ def toy_nets() -> dict:
     return {"vae": DensityVAE((12, 10), 8, 32), "flow": Flow(8), "refiner": Refiner(4), "G_m": UNet(1, 1, 4, norm="none")}
 
 
+@pytest.mark.long
 def test_a_map_has_the_same_bytes_in_any_company(toy_nets: dict) -> None:
     """Records alone, in another order and in a long list agree to the bit; unfiltered ones are the plain drawing's."""
     delta = draw_whole_maps(toy_nets, 3, list(range(16)), 1.0)["mismatch"].median().item()
@@ -583,6 +588,7 @@ def test_losses_of_codes_of_cells() -> None:
     assert terms["kl"].item() == pytest.approx(0.5 * 3 * 6 * 5) and 0 < terms["code"] < 0.2
 
 
+@pytest.mark.long
 def test_codes_of_cells_learn_maps_and_draw_them() -> None:
     """In thirty steps the fit falls by a fifth, every network learns, and maps drawn are mended; z alone decides them."""
     slices = tasks.load_slices(PHANTOM, "smoke")

@@ -59,6 +59,7 @@ def trained(
     return made.nets["processor"].eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "name"), [("class", "accuracy"), ("none", "auc")])
 def test_right_copies_do_no_harm_and_wrong_ones_do(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of real images with their labels leave a reader as good; with the opposite labels, four to one, they spoil it."""
@@ -123,6 +124,7 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
         mixture.reader_plan("brain", DataRef("phantom", None), "mended", "smoke", 0)
 
 
+@pytest.mark.long
 def test_runs_are_found_again_and_steps_are_equal() -> None:
     """A reader is trained once; rows differ in what is learnt from alone; one of synthetic images names its chain."""
     words = ("chest_xray", FILMS, "mended", "smoke", 0)

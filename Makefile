@@ -10,7 +10,7 @@ REPRODUCE_ARGS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(DATA),--data '$(
 REPRODUCE_ENV = $(if $(HOME_DIR),MEDSYNTH_HOME='$(HOME_DIR)')
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv reproduce check test slow export book
+.PHONY: help .venv reproduce check test slow fingerprints export book
 
 help: ## say what can be made
 	@echo 'Everything runs in .venv, which is made on first use (Python 3.11 or newer; PYTHON=... picks one).'
@@ -37,13 +37,16 @@ reproduce: $(STAMP) ## make the thesis's tables and figures again
 TESTS = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## run what takes seconds: house rules, units, fingerprints; 2 minutes on WORKERS cores (2)
-	$(TESTS) -m "not slow and not long and not browser"
+	FINGERPRINTS=changed $(TESTS) -m "not slow and not long and not browser"
 
 test: $(STAMP) ## run every test but the slow ones; 15 minutes on WORKERS cores (2)
 	$(TESTS) -m "not slow" --durations 25
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+fingerprints: $(STAMP) ## keep the numbers of versions that are new; what is kept is never changed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fingerprints/store.py --write
 
 export: $(STAMP) ## write medsynth/ from the notebooks
 	$(BIN)/nbdev-export

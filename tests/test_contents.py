@@ -32,6 +32,8 @@ from pathlib import Path
 import SimpleITK
 from medsynth.data import brain_ms, brats, brats_full
 from medsynth.data.batches import SIZED, SOURCES, DataRef, files_opened, read_cohort, sized
+
+pytestmark = pytest.mark.long
 opened = set()
 sys.addaudithook(lambda event, words: opened.add(words[0]) if event == "open" else None)
 named = SimpleITK.ImageFileReader.SetFileName  # SimpleITK opens files out of Python's sight: what it is told to open counts

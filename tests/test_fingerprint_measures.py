@@ -11,6 +11,8 @@ from fingerprints import store
 from fingerprints.measures import MEASURES, values
 from medsynth.core.versions import declared
 
+pytestmark = pytest.mark.long
+
 KEPT = store.read_kept(store.HERE)
 
 

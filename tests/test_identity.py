@@ -18,6 +18,8 @@ from medsynth.evaluation.catalogue import Request, artefact_key, plans_of
 from medsynth.training.profiles import TASKS
 from medsynth.training.tasks import plan, prepared_hashes, unfold
 
+pytestmark = pytest.mark.long
+
 said = {}
 for task in TASKS:
     data = parse_data("phantom", task)

@@ -12,6 +12,8 @@ from medsynth.core.paths import home
 from medsynth.core.versions import declared
 from medsynth.evaluation.contents import ARTEFACTS, tasks_of
 
+pytestmark = pytest.mark.long
+
 MEDSYNTH = Path(sys.executable).parent / "medsynth"
 
 

@@ -12,6 +12,8 @@ from medsynth.evaluation import stale
 from medsynth.structure.slices import misregistered
 from medsynth.training import tasks
 
+pytestmark = pytest.mark.long
+
 PHANTOM = parse_data("phantom")
 WORDS = ("brain", "modality_judge", PHANTOM, "mended", "smoke")
 

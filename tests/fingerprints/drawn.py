@@ -1,4 +1,7 @@
 """Numbers of every way of drawing, with networks that have not been trained, on slices made of formulas."""
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from fingerprints.inputs import made_slices
@@ -29,27 +32,32 @@ def chain_of(case: str) -> object:
                    slices.modalities, slices.n_classes, slices.size, training_delta(slices), 2, stage.fed, slices.label_kind)
 
 
-def of_cases() -> dict[str, dict[str, float]]:
-    """Draw cases of a chain for each kind of label, without Algorithm 4, and with a label given."""
+def cases_of(case: str, **how: object) -> dict[str, float]:
+    """Draw cases of a chain; `given`: with a label of the user's."""
     from medsynth.synthesis.pipeline import draw_chunk
 
-    numbers = {}
-    for case in CHAINS:
-        painter = chain_of(case)
-        numbers[case] = summary(draw_chunk(painter, SEED, RECORDS)) | {"delta": painter.delta}
-        if case == "map":
-            own = (painter.labels[:1] > 0).float()
-            numbers["as drawn"] = summary(draw_chunk(painter, SEED, RECORDS, fit_labels=False))
-            numbers["given label"] = summary(draw_chunk(painter, SEED, RECORDS, own=own))
-    return numbers
+    painter = chain_of(case)
+    if how.pop("given", False):
+        how["own"] = (painter.labels[:1] > 0).float()
+    return summary(draw_chunk(painter, SEED, RECORDS, **how)) | {"delta": painter.delta}
 
 
-def of_maps() -> dict[str, dict[str, float]]:
-    """Draw maps by each structure generator."""
+def of_cases() -> dict[str, Callable]:
+    """Draw cases of a chain for each kind of label, without Algorithm 4, and with a label given."""
+    more = {"as drawn": partial(cases_of, "map", fit_labels=False), "given label": partial(cases_of, "map", given=True)}
+    return {case: partial(cases_of, case) for case in CHAINS} | more
+
+
+def maps_of(case: str) -> dict[str, float]:
+    """Draw maps of a chain."""
     from medsynth.training.drawing import draw_block
 
-    chains = {"two steps": "map", "one step": "thesis", "cells": "boxes"}
-    return {name: summary(draw_block(chain_of(case).maps, SEED, RECORDS, 1)) for name, case in chains.items()}
+    return summary(draw_block(chain_of(case).maps, SEED, RECORDS, 1))
+
+
+def of_maps() -> dict[str, Callable]:
+    """Draw maps by each structure generator."""
+    return {name: partial(maps_of, case) for name, case in {"two steps": "map", "one step": "thesis", "cells": "boxes"}.items()}
 
 
 def of_gan() -> dict[str, dict[str, float]]:

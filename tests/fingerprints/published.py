@@ -62,9 +62,11 @@ def unlike(name: str, kinds: set[str], recipe: str, then: dict, new: dict) -> st
     old = then.get(name, {"error": "there was none"})
     if "error" in old:
         return f"{name} cannot be taken there ({old['error']})"
-    of_stage = CASES.get(name.partition("/")[2], {})
+    of_stage = CASES.get("synthesis" if name == "drawing/cases" else name.partition("/")[2], {})
     for case, numbers in new.items():
         other = case in of_stage and (of_stage[case][0] not in kinds or (case == "thesis") != (recipe == "thesis"))
+        if not other and "error" in old.get(case, {}):
+            return f"{name}: {case} cannot be taken there ({old[case]['error']})"
         for n, v in {} if other else numbers.items():
             if case not in old or n not in old[case] or not close(v, old[case][n]):
                 return f"{name}: {case} {n} was {old.get(case, {}).get(n)}, is {v:.6g}"

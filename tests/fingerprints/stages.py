@@ -1,4 +1,7 @@
 """Numbers of every stage: three steps of each kind of label and recipe, on slices made of formulas, on one thread."""
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from fingerprints.inputs import made_slices
@@ -90,6 +93,6 @@ def steps_of(stage: str, what: str, given: dict) -> dict[str, float]:  # "step.n
     return numbers
 
 
-def values(name: str) -> dict[str, dict[str, float]]:  # case -> numbers
-    """Take a stage's fingerprint."""
-    return {case: steps_of(name, what, given) for case, (what, given) in CASES[name].items()}
+def values(name: str) -> dict[str, Callable[[], dict[str, float]]]:  # case -> what takes its numbers
+    """Prepare a stage's fingerprint."""
+    return {case: partial(steps_of, name, what, given) for case, (what, given) in CASES[name].items()}

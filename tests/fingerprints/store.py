@@ -26,7 +26,7 @@ class Entry:
     version: int | str
     where: str
     things: tuple[object, ...]  # functions or classes, for defaults (of the first) and constants
-    values: Callable[[], dict[str, dict[str, float]]]
+    values: Callable[[], dict[str, dict[str, float] | Callable[[], dict[str, float]]]]
     known: dict  # constants that belong to it by name
 
 
@@ -114,7 +114,7 @@ def taken(entry: Entry) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        numbers = entry.values()
+        numbers = {case: of() if callable(of) else of for case, of in entry.values().items()}
     finally:
         torch.set_num_threads(threads)
     numbers = {case: {n: float(f"{v:.7g}") for n, v in of.items()} for case, of in numbers.items()}
@@ -255,11 +255,14 @@ def main() -> int:
 
 
 def attempt(name: str) -> dict:
-    """Take an entry's numbers, or say why they cannot be taken (of an older package)."""
-    try:
-        return entries()[name].values()
-    except Exception as e:
-        return {"error": f"{type(e).__name__}: {e}"}
+    """Take an entry's numbers, or say why they, or those of a case, cannot be taken (of an older package)."""
+    def tried(take: Callable[[], dict]) -> dict:
+        try:
+            return take()
+        except Exception as e:
+            return {"error": f"{type(e).__name__}: {e}"}
+
+    return {case: tried(of) if callable(of) else of for case, of in tried(lambda: entries()[name].values()).items()}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ MEDSYNTH = Path(sys.executable).parent / "medsynth"
 
 def reproduce(*words: str, **env: str) -> subprocess.CompletedProcess:
     """Run `medsynth reproduce WORDS` at smoke, in the session's home."""
-    said = subprocess.run([MEDSYNTH, "reproduce", *words], capture_output=True, text=True, timeout=1500, env=os.environ | env)
+    said = subprocess.run([MEDSYNTH, "reproduce", *words], capture_output=True, text=True, timeout=2400, env=os.environ | env)
     return said
 
 

@@ -440,6 +440,7 @@ def test_class_hits_by_hand() -> None:
     assert lowest_accuracy(hits, (0, 1)) == 0.25 and lowest_accuracy(hits, (0,)) == 1 and np.isnan(lowest_accuracy(hits, (0, 2)))
 
 
+@pytest.mark.long
 def test_a_class_that_the_judge_does_not_know_has_no_say() -> None:
     """Real films of class 2 are told in half the cases, so that synthetic ones need not be; without a known class, no verdict."""
     film = torch.eye(3).view(3, 3, 1, 1)

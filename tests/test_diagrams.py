@@ -65,6 +65,7 @@ def test_a_graph_worked_out_by_hand() -> None:
     assert tiny_graph(0.0).losses.keys() == {"judge loss"}, "a term of weight 0 teaches nobody"
 
 
+@pytest.mark.long
 def test_recording_trains_nothing(phantom: Slices) -> None:
     """Weights before and after the steps are the same bits."""
     stage, _, fabric = open_untrained("pretraining", phantom, "mended", "smoke")

@@ -87,6 +87,7 @@ def subject(cases: dict[str, torch.Tensor], name: str = "made up") -> Subject:
     return Subject(name, MODALITIES, [cases], [], 1.0)
 
 
+@pytest.mark.long
 def test_modalities_right_and_wrong(court: rows.Court) -> None:
     """Right images reach the goal; with two modalities swapped half of them are wrong."""
     cases = painted(20, 3)
@@ -110,6 +111,7 @@ def test_lesions_elsewhere_are_found_out(court: rows.Court) -> None:
     assert row.verdict == "reached" and "apart (one model seed)" in row.beside, "ours of the control's seed is compared with it"
 
 
+@pytest.mark.long
 def test_a_weak_judge_gives_no_verdict(court: rows.Court) -> None:
     """A judge that reads nothing on real images says so."""
     blind = rows.Court(**(court.__dict__ | {"lesion": [Threshold(2.0) for _ in range(4)]}))

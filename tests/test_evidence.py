@@ -112,6 +112,7 @@ def test_painting_and_translating_with_untrained_networks() -> None:
     assert seen["as they are"] == 1 and len(seen) == 4
 
 
+@pytest.mark.long
 def test_plans_share_what_a_departure_leaves_alone() -> None:
     """Each pair differs by its own stage alone, is in the dry run, and is read whatever recipe is asked for."""
     plans, request = evidence_plans(request_at()), request_at()

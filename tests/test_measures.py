@@ -204,6 +204,7 @@ def test_nearest_agrees_with_all_distances() -> None:
     assert privacy.nearest(a[:0], b)[0].shape == (0,)
 
 
+@pytest.mark.long
 def test_copies_are_found_and_new_patients_pass() -> None:
     """New patients stay within the goal of 2%; a twentieth of copies, or of noisy copies, does not."""
     train, held_out, new = cohort(1, 40), cohort(2, 40), cohort(3, 40)

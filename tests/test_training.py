@@ -171,6 +171,7 @@ def test_gradient_norms_are_those_of_the_step(tmp_path: Path, monkeypatch: pytes
     assert [ax.get_ylabel() for ax in loop.training_curves(run).axes] == ["losses", "D on real and fake", "gradient norms"]
 
 
+@pytest.mark.long
 def test_pictures_are_taken_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of 250 steps leaves its picture after 100 and 200 of them, and the last one at its end."""
     monkeypatch.setenv("MEDSYNTH_HOME", str(tmp_path))

@@ -199,6 +199,7 @@ def test_published_numbers_are_quoted_as_they_are() -> None:
     assert all("quoted" in r["source"] for r in (*eyes, *films, *boxes))
 
 
+@pytest.mark.long
 def test_the_claim_is_computed() -> None:
     """Higher with synthetic images: borne out; lower: contradicted; without an interval, or of a weak reader: undecided."""
     def number(*values: float) -> usefulness.Number:

@@ -1810,6 +1810,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'medsynth.training.tasks.plan_of': ('tasks.html#plan_of', 'medsynth/training/tasks.py'),
                                          'medsynth.training.tasks.prepared_hashes': ( 'tasks.html#prepared_hashes',
                                                                                       'medsynth/training/tasks.py'),
+                                         'medsynth.training.tasks.seed_weights': ('tasks.html#seed_weights', 'medsynth/training/tasks.py'),
                                          'medsynth.training.tasks.slices_for': ('tasks.html#slices_for', 'medsynth/training/tasks.py'),
                                          'medsynth.training.tasks.stage_settings': ( 'tasks.html#stage_settings',
                                                                                      'medsynth/training/tasks.py'),

@@ -20,6 +20,8 @@ from medsynth.data import batches, brain_ms, brats_full
 from medsynth.data.batches import SOURCES, DataRef, changed_unseen, data_hash, files_opened, read_contents
 from medsynth.data.chest_xray import film_folder
 
+pytestmark = pytest.mark.long
+
 OLD = 10**9  # seconds: a time in 2001, at which a content can be remembered
 SMALL = {"SHAPE": (44, 52, 20), "HEIGHTS": slice(4, 14), "ROWS": slice(6, 46), "COLUMNS": slice(4, 36)}
 
@@ -32,8 +34,6 @@ from pathlib import Path
 import SimpleITK
 from medsynth.data import brain_ms, brats, brats_full
 from medsynth.data.batches import SIZED, SOURCES, DataRef, files_opened, read_cohort, sized
-
-pytestmark = pytest.mark.long
 opened = set()
 sys.addaudithook(lambda event, words: opened.add(words[0]) if event == "open" else None)
 named = SimpleITK.ImageFileReader.SetFileName  # SimpleITK opens files out of Python's sight: what it is told to open counts

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = """
 import json, sys
@@ -17,8 +19,6 @@ from medsynth.data.batches import parse_data
 from medsynth.evaluation.catalogue import Request, artefact_key, plans_of
 from medsynth.training.profiles import TASKS
 from medsynth.training.tasks import plan, prepared_hashes, unfold
-
-pytestmark = pytest.mark.long
 
 said = {}
 for task in TASKS:
@@ -112,9 +112,9 @@ def test_a_rename_a_docstring_and_a_move_change_no_name(tmp_path: Path) -> None:
 
 CHANGES = {  # fingerprint that fails -> file, what stands there, what is put there; where its version is, what is put there
     "stage/pretraining": ("training/synthesis.py", "steps: int = 150, lr: float = 2e-3,", "steps: int = 150, lr: float = 4e-3,",
-                          "training/synthesis.py", 'images (eq. 18)."""\n\n    version = 1', 'images."""\n\n    version = 2'),
+                          "training/synthesis.py", 'images (eq. 18)."""\n    version = 1', 'images."""\n    version = 2'),
     "stage/synthesis": ("training/synthesis.py", '"registration": 20.0, "lesion": 1.0', '"registration": 20.0, "lesion": 1.5',
-                        "training/synthesis.py", "version = 1\n    default_weights", "version = 2\n    default_weights"),
+                        "training/synthesis.py", "default_weights = 1, WEIGHTS", "default_weights = 2, WEIGHTS"),
     "preparation/brats2015": ("structure/edges.py", '"brats2015": {"alpha": 0.035,', '"brats2015": {"alpha": 0.036,',
                               "data/brats_full.py", "partial(folder_in, name=OUTER)),", "partial(folder_in, name=OUTER), 2),"),
     "drawing/cases": ("synthesis/pipeline.py", 'uniform(seed, "z\'", records', 'uniform(seed, "z", records',

@@ -3,10 +3,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from medsynth.cli import main
 from medsynth.core import runs
 from medsynth.core.paths import BadRequest, home, read_json, write_json
+from medsynth.core.random import key
 from medsynth.data.batches import parse_data
 from medsynth.evaluation import stale
 from medsynth.structure.slices import misregistered
@@ -85,6 +87,15 @@ def test_defaults_are_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tasks.plan(*WORDS, 0)[0].id == plain.id
     monkeypatch.setattr(tasks.STAGES["modality_judge"], "version", 2)
     assert tasks.plan(*WORDS, 0)[0].id != plain.id
+
+
+def test_initial_weights_are_those_they_always_were() -> None:
+    """Of a modality its own; a loss weight called modality counts where it was changed, and nowhere else."""
+    for recipe, stage, changes, name in (("mended", "translator", {}, "translator"), ("thesis", "translator", {}, "translator5.0"),
+                                         ("mended", "synthesis", {"modality": 5.0}, "synthesis5.0"),
+                                         ("mended", "processor", {"modality": 2}, "processor2"), ("mended", "lines", {}, "lines")):
+        tasks.seed_weights(stage, 7, tasks.stage_settings(stage, recipe, "smoke", changes))
+        assert torch.initial_seed() == key(7, "initial weights", name)
 
 
 @pytest.mark.parametrize("changes", [{}, {"data.moved_px": 3}, {"data.patients": 2, "data.unpaired": True},

@@ -30,7 +30,6 @@ GENERATOR_WEIGHT = 70.0
 
 class BasicGAN:
     """A stage: GAN# of one modality, G(z) against D, least squares, z an image of N(0, 1)."""
-
     version = 1
 
     def __init__(

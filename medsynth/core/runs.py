@@ -176,7 +176,7 @@ def load_checkpoint(path: Path, nets: dict, optimisers: dict | None = None) -> i
         optimiser.load_state_dict(state)
     return step
 
-
+# %% ../../nbs/02_runs.ipynb #97daf464
 def start_run(run: Run) -> Run:
     """Make a run's folder, write its parameters, and have torch sum in a fixed order, whatever its threads do.
 

@@ -50,9 +50,8 @@ class Slices:
 
     def side(self, which: str) -> "Slices":
         """Keep the slices of `train` or `test` patients, or `maps`: training slices whose maps the VAE learns (NORMAL, D34)."""
-        if which == "maps" and self.label_kind == "class":
-            return kept(self, ~self.test & (class_of(self.l) == 0))
-        return kept(self, self.test if which == "test" else ~self.test)
+        well = class_of(self.l) == 0 if (which, self.label_kind) == ("maps", "class") else True
+        return kept(self, self.test if which == "test" else ~self.test & well)
 
     def to(self, device: torch.device) -> "Slices":
         """Move all tensors to a device."""

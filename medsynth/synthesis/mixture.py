@@ -99,7 +99,6 @@ def learnt_from(slices: Slices, trained_on: str, chain: str, n_synthetic: int) -
 # %% ../../nbs/72_mixture.ipynb #72mix013
 class VesselReader(Processor):
     """A stage: the U-net segmenter of vessels in green, from real, synthetic or both kinds of eyes (Table 6)."""
-
     version = 1
 
     def __init__(
@@ -118,7 +117,6 @@ class VesselReader(Processor):
 # %% ../../nbs/72_mixture.ipynb #72mix014
 class ClassReader(Classifier):
     """A stage: the VGG11 classifier of films, from real, synthetic or both kinds (Table 7)."""
-
     version = 1
 
     def __init__(
@@ -136,7 +134,6 @@ class ClassReader(Classifier):
 
 class BoxReader(Detector):
     """A stage: the SSD detector of nodules, from real, synthetic or both kinds of windows (Table 8)."""
-
     version = 1
 
     def __init__(

@@ -34,7 +34,6 @@ def class_weights(classes: torch.Tensor, n_classes: int) -> torch.Tensor:  # (n_
 # %% ../../nbs/63_classifier.ipynb #63cla008
 class Classifier:
     """A stage: the class of an image, cross-entropy, images moved and brightened at random."""
-
     version = 1
 
     def __init__(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 # %% ../../nbs/67_detector.ipynb #f8445650
 class Detector:
     """A stage: the SSD detector G_l of a task whose label is filled boxes, multibox loss, windows moved at random."""
-
     version = 1
 
     def __init__(
@@ -100,7 +99,6 @@ def judged_boxes(net: DilatedNet, x: torch.Tensor, chunk: int = 32) -> list[Boxe
 # %% ../../nbs/67_detector.ipynb #1f3fd46a
 class DetectorJudge:
     """A stage: a dilated segmenter of filled boxes on real training windows, which takes no part in training G."""
-
     version = 1
 
     def __init__(

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 # %% ../../nbs/56_judges.ipynb #cbfeb89c
 class LesionJudge:
     """A stage: a dilated segmenter of one modality on real training images, which took no part in training G."""
-
     version = 1
 
     def __init__(
@@ -88,7 +87,6 @@ def one_by_one(data: Slices, b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
 # %% ../../nbs/56_judges.ipynb #b27fe57a
 class ModalityJudge:
     """A stage: a dilated classifier that tells the modality of an image, on real training images."""
-
     version = 1
 
     def __init__(
@@ -163,7 +161,6 @@ def right_answers(net: FeatureNet, data: Slices) -> dict[str, float]:  # questio
 # %% ../../nbs/56_judges.ipynb #3ffde8df
 class Features:
     """A stage: VGG11 with 64 features that answers questions_of, on real training images."""
-
     version = 1
 
     def __init__(
@@ -214,7 +211,6 @@ def synthetic_slices(slices: Slices, seed: int, needs: dict, n: int) -> torch.Te
 # %% ../../nbs/56_judges.ipynb #a4792bd5
 class TranslationJudge:
     """A stage: a translator by the supervised term alone, on synthetic or on real registered images."""
-
     version = 1
 
     def __init__(

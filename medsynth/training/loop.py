@@ -56,7 +56,7 @@ def descend(fabric: "Fabric", optimiser: torch.optim.Optimizer, loss: torch.Tens
         average([p.grad for p in weights if p.grad is not None])
         optimiser.step()
 
-
+# %% ../../nbs/50_loop.ipynb #deefbf5f
 def set_lr(optimiser: torch.optim.Optimizer, lr: float, t: int, steps: int, decay: bool = True) -> None:
     """Set the learning rate of step t: a cosine from lr to a tenth of it, or lr throughout (the thesis's)."""
     for group in optimiser.param_groups:

@@ -61,7 +61,6 @@ def one_step_nets(size: tuple[int, int], latent: int, width: int, norm: str, ini
 # %% ../../nbs/58_one_step.ipynb #585194c3
 class OneStep:
     """A stage: E_s and G_s with D_z and D_s, and G_m, from maps to maps in one step (eqs. 6 to 11)."""
-
     version = 1
 
     def __init__(
@@ -132,7 +131,6 @@ def cell_terms(nets: dict, s: torch.Tensor) -> tuple[dict[str, torch.Tensor], to
 # %% ../../nbs/58_one_step.ipynb #58cell004
 class Cells:
     """A stage: E_s and G_s with a code a cell and a learned prior, and G_m."""
-
     version = 1
 
     def __init__(

@@ -54,13 +54,11 @@ def jitter(
 # %% ../../nbs/51_processors.ipynb #9e1eda76
 class Processor:
     """A stage: the segmenter G_l,i of one modality, weighted cross-entropy or eq. (22), data moved at random."""
-
     version = 1
 
     def __init__(
         self,
-        slices: Slices, seed: int,
-        needs: dict, fabric: "Fabric",  # needs: none
+        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: none
         modality: int = 0,  # which modality it reads
         width: int = 16, batch: int = 4, steps: int = 300,
         lr: float = 3e-3,

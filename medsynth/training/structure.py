@@ -39,7 +39,6 @@ def code_terms(nets: dict, d: torch.Tensor, sd: float) -> dict[str, torch.Tensor
 # %% ../../nbs/52_structure.ipynb #7d9e0c43
 class Density:
     """A stage: E_s and G_s on the coarse density with D_z, and G_m."""
-
     version = 1
 
     def __init__(
@@ -155,7 +154,6 @@ def line_terms(
 # %% ../../nbs/52_structure.ipynb #56bef3d8
 class Lines:
     """A stage: the refiner and D_s, on densities of the frozen VAE."""
-
     version = 1
 
     def __init__(

@@ -52,14 +52,11 @@ FOCUS = {"lesion": lesion_weight, "mask": lambda m, label: m}  # how (18)'s seco
 # %% ../../nbs/54_synthesis.ipynb #53551957
 class Pretraining:
     """A stage: G from real maps, masks and labels to their real images (eq. 18)."""
-
     version = 1
 
     def __init__(
         self,
-        slices: Slices, seed: int,
-        needs: dict,  # none
-        fabric: "Fabric",
+        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: none
         width: int = 16, batch: int = 4,
         steps: int = 150, lr: float = 2e-3,
         condition: str = "norm",  # "planes" is the thesis's wiring (D20)
@@ -197,13 +194,10 @@ def edge_numbers(
 # %% ../../nbs/54_synthesis.ipynb #d5a3d8ad
 class Synthesis:
     """A stage: G and D on generated maps with frozen readers (eqs. 13 to 17)."""
-
-    version = 1
-    default_weights = WEIGHTS
+    version, default_weights = 1, WEIGHTS
 
     def __init__(
-        self,
-        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: generator, processors, translator, maps, trained
+        self, slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: generator, processors, translator, maps, trained
         width: int = 16, batch: int = 4,
         steps: int = 200, n_pairs: int = 4,  # of the whole stage, for the ramp of (16); of (16), a step
         lr: float = 2e-4, critic_lr_ratio: float = 2.0,  # of G, D's over it; 1 is the thesis's

@@ -6,8 +6,8 @@ are in chapter 61."""
 # %% auto #0
 __all__ = ['STAGES', 'SHARED', 'MAPS', 'READERS', 'LABELS', 'DATA_CHANGES', 'add_stage', 'builds_on', 'networks_for',
            'check_request', 'check_changes', 'prepared_hashes', 'slices_for', 'load_slices', 'default_settings',
-           'stage_settings', 'plan', 'plan_of', 'batches_of', 'build', 'trained', 'get_run', 'finish', 'get_nets',
-           'unfold', 'estimated_minutes']
+           'stage_settings', 'plan', 'plan_of', 'batches_of', 'seed_weights', 'build', 'trained', 'get_run', 'finish',
+           'get_nets', 'unfold', 'estimated_minutes']
 
 # %% ../../nbs/55_tasks.ipynb #2018988e
 import inspect
@@ -120,7 +120,7 @@ def check_changes(changes: dict) -> None:
             raise BadRequest(explain(f"--set {name}={value}", f"STAGE of {', '.join(STAGES)}, or {', '.join(DATA_CHANGES)}",
                                      stage if stage != "data" else name, "Check its name."))
 
-
+# %% ../../nbs/55_tasks.ipynb #1433c5f6
 def _wanted(changes: dict, recipe: str) -> tuple[dict, int, int, bool]:  # options of prepare; moved_px, patients, unpaired
     """Part a recipe's and a request's changes of the data into options of preparation and what is made of its result."""
     wanted = RECIPES[recipe].get("data", {}) | {n[5:]: v for n, v in changes.items() if n.startswith("data.")}
@@ -215,13 +215,19 @@ def batches_of(run: Run) -> int:
     return run.params["settings"]["steps"] * run.params["settings"].get("accumulate", 1)
 
 
+def seed_weights(stage: str, seed: int, settings: dict) -> None:
+    """Seed a stage's initial weights, another way for each modality; a changed loss weight of that name counts as one, ever since."""
+    given, weights = settings.get("modality", ""), getattr(STAGES[stage], "default_weights", {})
+    torch.manual_seed(key(seed, "initial weights", f"{stage}{'' if given == weights.get('modality') else given}"))
+
+
 def build(run: Run, below: list, slices: Slices) -> Stage:
     """Build a stage with the trained networks it builds on."""
     p = run.params
     if p["data_hash"] != slices.hash:
         raise ValueError(f"{run.id} was planned for slices {p['data_hash']}, not {slices.hash}")
     needs = networks_for(p["stage"], [trained(r, b, slices) for r, b in below])
-    torch.manual_seed(key(p["seed"], "initial weights", f"{p['stage']}{p['settings'].get('modality', '')}"))
+    seed_weights(p["stage"], p["seed"], p["settings"])
     own = {n: v for n, v in p["settings"].items() if n not in SETTINGS} | {"steps": batches_of(run)}
     return STAGES[p["stage"]](slices, p["seed"], needs, open_fabric(p.get("precision", "32")), **own)
 

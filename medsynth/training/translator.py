@@ -103,15 +103,11 @@ WEIGHTS = {"cycle": 10.0, "supervised": 20.0, "adversarial": 0.1, "modality": 0.
 
 class Translator:
     """A stage: G_t and D_t on real images, by eqs. (19) to (21) and the supervised term."""
-
-    version = 1
-    default_weights = WEIGHTS
+    version, default_weights = 1, WEIGHTS
 
     def __init__(
         self,
-        slices: Slices, seed: int,
-        needs: dict,  # none
-        fabric: "Fabric",
+        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: none
         width: int = 16, batch: int = 4, steps: int = 250,
         n_pairs: int = 4,  # of the k (k - 1) ordered pairs, per step
         lr: float = 1e-3, lr_decay: bool = True,  # no decay is the thesis's

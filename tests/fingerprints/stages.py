@@ -1,8 +1,11 @@
 """Numbers of every stage: three steps of each kind of label and recipe, on slices made of formulas, on one thread."""
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from fingerprints.inputs import made_slices
 
@@ -93,6 +96,24 @@ def steps_of(stage: str, what: str, given: dict) -> dict[str, float]:  # "step.n
     return numbers
 
 
+def loop_of() -> dict[str, float]:  # "step.name" -> number
+    """Train four batches as the loop does, two a step, clipped and averaged: what all stages share, shown by one of them."""
+    from medsynth.core.runs import Run
+    from medsynth.training.engine import open_fabric
+    from medsynth.training.loop import read_rows, train
+
+    stage = built("modality_judge", "map", {"steps": 4})
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run", {"stage": "modality_judge"})
+        train(run, stage, 4, 0, open_fabric("32"), accumulate=2, clip=0.5, ema=0.9)
+        rows = read_rows(run)
+        with safe_open(run.path / "last.safetensors", "pt") as f:
+            weights = {n: f.get_tensor(n).float().norm().item() for n in f.keys() if n.startswith("net/")}
+    numbers = {f"{r['step']}.{n}": v for r in rows for n, v in r.items() if n != "step"}
+    return numbers | {"weights": sum(weights.values())}
+
+
 def values(name: str) -> dict[str, Callable[[], dict[str, float]]]:  # case -> what takes its numbers
     """Prepare a stage's fingerprint."""
-    return {case: partial(steps_of, name, what, given) for case, (what, given) in CASES[name].items()}
+    looped = {"in the loop": loop_of} if name == "modality_judge" else {}
+    return {case: partial(steps_of, name, what, given) for case, (what, given) in CASES[name].items()} | looped

@@ -91,9 +91,10 @@ def test_defaults_are_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_initial_weights_are_those_they_always_were() -> None:
     """Of a modality its own; a loss weight called modality counts where it was changed, and nowhere else."""
-    for recipe, stage, changes, name in (("mended", "translator", {}, "translator"), ("thesis", "translator", {}, "translator5.0"),
-                                         ("mended", "synthesis", {"modality": 5.0}, "synthesis5.0"),
-                                         ("mended", "processor", {"modality": 2}, "processor2"), ("mended", "lines", {}, "lines")):
+    for recipe, stage, changes, name in (
+            ("mended", "translator", {}, "translator"), ("thesis", "translator", {}, "translator5.0"),
+            ("mended", "synthesis", {"modality": 5.0}, "synthesis5.0"), ("mended", "processor", {"modality": 2}, "processor2"),
+            ("mended", "lines", {}, "lines")):
         tasks.seed_weights(stage, 7, tasks.stage_settings(stage, recipe, "smoke", changes))
         assert torch.initial_seed() == key(7, "initial weights", name)
 

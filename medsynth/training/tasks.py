@@ -216,7 +216,7 @@ def batches_of(run: Run) -> int:
 
 
 def seed_weights(stage: str, seed: int, settings: dict) -> None:
-    """Seed a stage's initial weights, another way for each modality; a changed loss weight of that name counts as one, ever since."""
+    """Seed a stage's initial weights, another way for each modality (and for a changed loss weight of that name, ever since)."""
     given, weights = settings.get("modality", ""), getattr(STAGES[stage], "default_weights", {})
     torch.manual_seed(key(seed, "initial weights", f"{stage}{'' if given == weights.get('modality') else given}"))
 

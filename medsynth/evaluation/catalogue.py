@@ -157,7 +157,7 @@ def real_sets(name: str, request: Request) -> dict[str, str]:  # data set -> has
                 found[n] = "none"
     return found
 
-
+# %% ../../nbs/83_catalogue.ipynb #16a06b93
 def cells_hash(notebook: Path) -> str:  # 12 hex digits
     """Hash what a notebook's cells compute: their syntax trees, without imports, docstrings and comments."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

@@ -167,7 +167,7 @@ def describe(painter: Painter, seed: int, files: str = "npz") -> dict:
             "scored": painter.scored, "arrays": ARRAYS, "drawn_as": drawn_as("drawing/maps", "drawing/cases"),
             "environment": environment()}
 
-
+# %% ../../nbs/71_dataset.ipynb #1e0c90df
 def start_dataset(out: Path, about: dict, alike: Callable[[dict], bool] = lambda old: False) -> None:
     """Begin a data set, or go on with one of the same making; BadRequest when the folder holds another one.
 

@@ -155,7 +155,7 @@ def draw_records(
         drawn[record] = row | {"kept": int(passes(row, filters))}, arrays
     return drawn
 
-
+# %% ../../nbs/73_stream.ipynb #353cf8c2
 def comes_out_alike(painter: Painter, seed: int, out: Path, own: torch.Tensor | None) -> bool:
     """Tell whether the first case of a folder comes out the same when it is drawn again; so it is where there is none yet."""
     for record, path in sorted(case_paths(out).items())[:1]:

@@ -241,8 +241,7 @@ class TranslationJudge:
         rows = batch_rows(len(self.images), self.batch, self.seed, "translation judge", t).to(self.images.device)
         torch.manual_seed(key(self.seed, "translation judge step", t))  # the first call drew the images
         x, pairs = self.images[rows], draw_pairs(self.k, self.n_pairs)
-        x_t = translate(self.nets["translator"], x, pairs).flatten(0, 1)[:, None]
-        loss = squared_error(x_t, of_pairs(x, pairs, 1))
+        loss = squared_error(translate(self.nets["translator"], x, pairs).flatten(0, 1)[:, None], of_pairs(x, pairs, 1))
         set_lr(self.optimisers["translator"], self.lr, t, self.steps)
         descend(self.fabric, self.optimisers["translator"], loss)
         return {"supervised": loss.item()}

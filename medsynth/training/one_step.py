@@ -65,10 +65,7 @@ class OneStep:
 
     def __init__(
         self,
-        slices: Slices,
-        seed: int,
-        needs: dict,  # none
-        fabric: "Fabric",
+        slices: Slices, seed: int, needs: dict, fabric: "Fabric",  # needs: none
         batch: int = 8,
         steps: int = 400,
         latent: int = 256,  # the square of 16, 24, ...; 4096 in print, for 512 x 512

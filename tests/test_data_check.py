@@ -28,7 +28,7 @@ from medsynth.data.batches import SOURCES, DataRef, data_hash, parse_data, read_
 from medsynth.data.samples import Cohort, Patient, facts_of, gather, split_patients
 from medsynth.evaluation import data_check
 from medsynth.metrics.registration import case_shift
-from medsynth.structure import slices
+from medsynth.structure import preparation, slices
 
 SMALL = {"SHAPE": (44, 52, 20), "HEIGHTS": slice(4, 14), "ROWS": slice(6, 46), "COLUMNS": slice(4, 36)}
 WIDE = ((40, 32), 1)  # size and reduction that the small brains fit
@@ -524,7 +524,7 @@ def test_the_cache_is_made_anew_when_anything_changes(folder: Path, monkeypatch:
     (folder / "patient03").mkdir()
     shutil.copy(next((folder / "patient02").glob("GOLD*")), folder / "patient03")
     assert hashes()[1] == 3 and hashes(outline_px=1)[1] == 4
-    monkeypatch.setattr(slices, "code_hash", lambda source: "another version")
+    monkeypatch.setattr(preparation, "PREPARATION", 2)
     assert hashes()[1] == 5
 
 

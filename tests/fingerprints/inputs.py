@@ -60,4 +60,5 @@ def made_slices(what: str) -> Slices:
     tensors |= {"truth": (s * (1 - m)).to(torch.uint8)} if kind == "none" else {}
     tensors |= {"s_each": torch.cat([s.roll(i, 3) * (1 - m) for i in range(len(modalities))], 1)} if kind == "map" else {}
     names = tuple(f"p{i}" for i in range(N // PER_PATIENT))
-    return Slices("made", False, modalities, n_classes, "0" * 12, names, {}, tensors, kind)
+    of_kind = {} if kind == "map" else {"label_kind": kind}  # an older package knows maps alone
+    return Slices("made", False, modalities, n_classes, "0" * 12, names, {}, tensors, **of_kind)

@@ -19,15 +19,15 @@ PATIENTS = {"drive": 2, "fire": 2, "drive_fire": 2, "lung_ct": 3, "chest_xray": 
 
 def cohort_of(name: str, folder: Path) -> object:
     """Write and read a data set's phantom."""
-    from medsynth.data.batches import SIZED, SOURCES, sized
+    from medsynth.data import batches
     from medsynth.data.phantom import phantom_cohort
 
     if name == "phantom":
         return phantom_cohort(3, 1, 3, (96, 80), 0)
     side_px = SIZE.get(name, BRAIN)[3]
-    reads, writes = ({}, {}) if not side_px else (sized(argument, side_px) for argument in SIZED[name])
-    SOURCES[name].write_phantom(folder, PATIENTS.get(name, 1), 0, **writes)
-    cohort = SOURCES[name].read(folder, **reads)
+    reads, writes = ({}, {}) if not side_px else (batches.sized(argument, side_px) for argument in batches.SIZED[name])
+    batches.SOURCES[name].write_phantom(folder, PATIENTS.get(name, 1), 0, **writes)
+    cohort = batches.SOURCES[name].read(folder, **reads)
     return cohort if side_px else replace(cohort, patients=[thinned(p) for p in cohort.patients])
 
 

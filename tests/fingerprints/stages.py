@@ -1,7 +1,9 @@
 """Numbers of every stage: three steps of each kind of label and recipe, on slices made of formulas, on one thread."""
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -45,16 +47,22 @@ CASES = {  # stage -> case -> kind of slices (see inputs.KINDS), arguments
     "vessel_reader": {"colour": ("colour", {})}, "class_reader": {"class": ("class", {})}, "box_reader": {"boxes": ("boxes", {})}}
 
 
+def enter_all() -> None:
+    """Import the modules that enter stages of their own (of an older package, those there are)."""
+    for module in ("medsynth.baselines.rivals", "medsynth.synthesis.mixture"):
+        with suppress(ModuleNotFoundError):
+            import_module(module)
+
+
 def built(stage: str, what: str, given: dict) -> object:
     """Build a stage on stages that have not been trained, as chapter 55 builds it on trained ones."""
     import inspect
 
-    import medsynth.baselines.rivals  # noqa: F401  registers its stages, as the next line does
-    import medsynth.synthesis.mixture  # noqa: F401
     from medsynth.core.random import key
     from medsynth.training import tasks
     from medsynth.training.engine import open_fabric
 
+    enter_all()
     slices, takes = made_slices(what), inspect.signature(tasks.STAGES[stage]).parameters
     settings = {n: v for n, v in (SMALL | OF_STAGE.get(stage, {})).items() if n in takes} | given
     needs = []

@@ -32,11 +32,10 @@ class Entry:
 
 def stage_entries() -> dict[str, Entry]:
     """Every stage: its class says the version."""
-    import medsynth.baselines.rivals  # noqa: F401  registers its stages, as the next line does
-    import medsynth.synthesis.mixture  # noqa: F401
     from fingerprints import stages
     from medsynth.training.tasks import STAGES
 
+    stages.enter_all()
     return {f"stage/{n}": Entry(getattr(s, "version", 0), f"`version` of class {s.__name__} in {s.__module__}", (s,),
                                 lambda n=n: stages.values(n), {}) for n, s in STAGES.items()}
 
@@ -68,9 +67,11 @@ def version_of_preparation(name: str) -> str:
 
 def constants_of_source(name: str) -> dict:
     """What extraction is told about a data set; nothing in an older package."""
-    from medsynth.structure import extraction
-
-    return json.loads(json.dumps(extraction.constants_of(name))) if hasattr(extraction, "constants_of") else {}
+    try:
+        from medsynth.structure.extraction import constants_of
+    except ImportError:
+        return {}
+    return json.loads(json.dumps(constants_of(name)))
 
 
 def drawing_entries() -> dict[str, Entry]:

@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent)] * (str(HERE.parent) not in sys.path)
 KIND = {"brain": "map", "fundus": "colour", "lung_ct": "none", "chest_xray": "class", "low_dose_ct": "boxes"}  # see inputs.py
+DIAGRAMS = ("fig_05", "fig_07", "fig_09", "fig_10", "fig_11")  # which show the code itself
 DRAWN = {"synthesis": ("cases", "maps"), "gan": ("gan",), "vessel_reader": ("learnt",), "class_reader": ("learnt",),
          "box_reader": ("learnt",)}  # stage among an artefact's runs -> what it draws
 
@@ -97,6 +98,8 @@ def verdict_of(about: dict, folder: Path, measures: dict[str, list[str]]) -> dic
     commit = about["environment"]["medsynth"].split()[-1]
     if commit.endswith("+"):
         return {"stale": f"made of files that differed from commit {commit[:-1]}, which nobody can make again"}
+    if about["artefact"] in DIAGRAMS:
+        return {"stale": f"drawn from the code of {commit}"}
     notebook = ROOT / "nbs" / "experiments" / f"{about['artefact']}.ipynb"
     if notebook.exists() and cells_then(commit, about["artefact"]) != cells_of(notebook.read_text(encoding="utf-8")):
         return {"stale": f"the cells of its notebook changed since {commit}"}

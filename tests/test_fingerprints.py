@@ -96,3 +96,11 @@ def test_what_is_kept_can_be_read_as_a_diff() -> None:
     for kind in store.KINDS:
         text = (store.HERE / f"{kind}s.json").read_text(encoding="utf-8")
         assert json.loads(text) and max(map(len, text.splitlines())) < 12000
+
+
+def test_everything_published_says_whether_it_stands() -> None:
+    """With which versions it was made, or that it is stale and why."""
+    for path in sorted((ROOT / "figures").rglob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        assert ("versions" in about) != bool(about.get("stale")), path
+        assert all(name.partition("/")[0] in store.KINDS for name in about.get("versions", {})), path

@@ -4,6 +4,7 @@ with what is kept gets `versions`, any other `stale` with the reason; what has v
 import argparse
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE.parent)] * (str(HERE.parent) not in sys.path)
+
+from fingerprints.stages import CASES  # noqa: E402  by the path above
+
 KIND = {"brain": "map", "fundus": "colour", "lung_ct": "none", "chest_xray": "class", "low_dose_ct": "boxes"}  # see inputs.py
+STRUCTURES = {"two steps": ("map none class", {}), "one step": ("map", {}), "cells": ("colour boxes", {})}  # who draws whose maps
 DIAGRAMS = ("fig_05", "fig_07", "fig_09", "fig_10", "fig_11")  # which show the code itself
 DRAWN = {"synthesis": ("cases", "maps"), "gan": ("gan",), "vessel_reader": ("learnt",), "class_reader": ("learnt",),
          "box_reader": ("learnt",)}  # stage among an artefact's runs -> what it draws
@@ -55,23 +60,27 @@ def layouts_of(about: dict, tasks: set[str]) -> list[str]:
     return sorted({TASKS[t].get("layout", "phantom") for t in tasks or {"brain"}})
 
 
+def of_these(name: str, cases: list[str], kinds: set[str], recipe: str) -> list[str]:
+    """Choose the cases of an entry that are of some kinds of slices and a recipe; where none is, all of the recipe."""
+    of_stage = CASES.get("synthesis" if name == "drawing/cases" else name.partition("/")[2], {}) | STRUCTURES
+    fit = [c for c in cases if c not in of_stage or (c in ("thesis", "one step")) == (recipe == "thesis")]
+    return [c for c in fit if c not in of_stage or kinds & set(of_stage[c][0].split())] or fit
+
+
 def unlike(name: str, kinds: set[str], recipe: str, then: dict, new: dict) -> str:
-    """Say in what an entry of a commit is not that of today; nothing where it is. Cases of other kinds of slices do not count."""
-    from fingerprints.stages import CASES
+    """Say in what an entry of a commit is not that of today; nothing where it is. What was not logged yet does not count."""
     from fingerprints.store import close
 
-    old = then.get(name, {"error": "there was none"})
-    if "error" in old:
-        return f"{name} cannot be taken there ({old['error']})"
-    of_stage = CASES.get("synthesis" if name == "drawing/cases" else name.partition("/")[2], {})
-    for case, numbers in new.items():
-        other = case in of_stage and (of_stage[case][0] not in kinds or (case == "thesis") != (recipe == "thesis"))
-        if not other and "error" in old.get(case, {}):
-            return f"{name}: {case} cannot be taken there ({old[case]['error']})"
-        for n, v in {} if other else numbers.items():
-            if case not in old or n not in old[case] or not close(v, old[case][n]):
-                return f"{name}: {case} {n} was {old.get(case, {}).get(n)}, is {v:.6g}"
-    return ""
+    old, n_shared = then.get(name, {"error": "there was none"}), 0
+    for case in of_these(name, list(new), kinds, recipe):
+        if why := old.get("error") or old.get(case, {}).get("error"):
+            return f"{name} cannot be taken there ({re.sub(r' *[(]/.*', '', why)})"
+        for n, v in new[case].items():
+            then_v = old.get(case, {}).get(n, v)
+            n_shared += n in old.get(case, {})
+            if not close(v, then_v):
+                return f"{name}: {case} {n} was {then_v:.6g}, is {v:.6g}"
+    return "" if n_shared else f"{name} has no number in common"
 
 
 def cells_then(commit: str, artefact: str) -> str:

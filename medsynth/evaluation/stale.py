@@ -9,6 +9,7 @@ __all__ = ['Stale', 'data_at_hand', 'hashes_of', 'why_stale', 'size_mb', 'stale_
 
 # %% ../../nbs/29_stale.ipynb #86239359
 import argparse
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -42,16 +43,16 @@ def data_at_hand(name: str, task: str, given: tuple[str, ...]) -> DataRef | None
 
 
 @cache
-def _hashes(name: str, task: str, profile: str, recipe: str, changes: tuple, given: tuple[str, ...]) -> tuple[str, str] | None:
+def _hashes(name: str, task: str, profile: str, recipe: str, changes: str, given: tuple[str, ...]) -> tuple[str, str] | None:
     """Return what prepared_hashes does of a data set; None where it is not at hand."""
     data = data_at_hand(name, task, given)
-    return data and prepared_hashes(data, profile, dict(changes), recipe)
+    return data and prepared_hashes(data, profile, json.loads(changes), recipe)
 
 
 def hashes_of(run: Run, given: tuple[str, ...]) -> tuple[str, str] | None:  # of what it trains on, and what that is made of
     """Hash the data that a run's request would train on today; None where it is not at hand."""
     p = run.params
-    changes = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in p.get("data_changes", {}).items()))
+    changes = json.dumps(p.get("data_changes", {}), sort_keys=True)
     return _hashes(p["data"], p["task"], p["profile"], p["recipe"], changes, given)
 
 # %% ../../nbs/29_stale.ipynb #b09bda0f
@@ -98,7 +99,7 @@ def stale_runs(given: tuple[str, ...] = ()) -> dict[str, str]:  # id of every ru
 # %% ../../nbs/29_stale.ipynb #be074751
 def live_hashes(runs: list[Run], given: tuple[str, ...]) -> set[str]:
     """Gather the hashes of prepared slices that current runs or the plain requests of all tasks have."""
-    plain = [(name, task, profile, recipe, ()) for task, row in TASKS.items() for name in row["data"]
+    plain = [(name, task, profile, recipe, "{}") for task, row in TASKS.items() for name in row["data"]
              for profile in PROFILES for recipe in RECIPES]
     found = [_hashes(*words, given) for words in plain] + [hashes_of(r, given) for r in runs]
     return {base for one in found if one for base in one[1:]}
